@@ -1,0 +1,125 @@
+"""What the server does with decoded updates: the weighted mean, then a step of its optimiser.
+
+Sources: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017 (the mean weighted by examples); Reddi et al., "Adaptive Federated
+Optimization", ICLR 2021, Algorithm 2 (the mean update as a pseudo-gradient).
+
+N is the length of the vector of the network's whole state (`payload.Layout`).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fedcunet.payload import Layout
+
+MEAN_SUFFIX, VARIANCE_SUFFIX = ".running_mean", ".running_var"
+
+SERVER_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p, lr, momentum: torch.optim.SGD(p, lr=lr, momentum=momentum),
+    # eps as in Reddi et al.: the pseudo-gradients are far smaller than gradients.
+    "adam": lambda p, lr, momentum: torch.optim.Adam(p, lr=lr, betas=(0.9, 0.99), eps=1e-3),
+    "adagrad": lambda p, lr, momentum: torch.optim.Adagrad(p, lr=lr, eps=1e-3),
+}
+
+
+class MeanAccumulator:
+    """The weighted mean of any number of updates in one float32 buffer.
+
+    BatchNorm statistics are averaged as those of a mixture: the mean variance of the clients plus
+    the variance of their means, else clients that differ would look more alike than they are.
+
+    Args:
+        layout: names and shapes of the vector's tensors.
+        state_N: the global state that the updates are differences to.
+    """
+
+    def __init__(self, layout: Layout, state_N: np.ndarray) -> None:
+        means, variances = _statistics(layout)
+        self._means, self._variances = means, variances
+        self._old_means = state_N[means].astype(np.float64)
+        self._sum_N = np.zeros(layout.num_parameters, dtype=np.float32)
+        self._sum_of_squares = np.zeros(len(means))
+        self.weight = 0.0
+
+    def add(self, update_N: np.ndarray, weight: float) -> None:
+        """Adds a decoded update; `weight` > 0 is the client's number of examples."""
+        self._sum_N += np.float32(weight) * update_N
+        self._sum_of_squares += weight * (self._old_means + update_N[self._means]) ** 2
+        self.weight += weight
+
+    def mean(self) -> np.ndarray:
+        """The mean update (N,), float32. Raises ValueError if nothing was added."""
+        if self.weight <= 0:
+            raise ValueError("the mean of no updates")
+        mean_N: np.ndarray = self._sum_N / np.float32(self.weight)
+        new_means = self._old_means + mean_N[self._means]
+        spread = self._sum_of_squares / self.weight - new_means**2
+        mean_N[self._variances] += np.maximum(spread, 0).astype(np.float32)
+        return mean_N
+
+
+def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the running means and of the running variances, pair by pair."""
+    start_of: dict[str, tuple[int, int]] = {}
+    position = 0
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        count = int(np.prod(shape, dtype=np.int64))
+        start_of[name] = (position, count)
+        position += count
+    means: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    variances: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    for name, (start, count) in start_of.items():
+        if name.endswith(MEAN_SUFFIX):
+            twin, _ = start_of[name.removesuffix(MEAN_SUFFIX) + VARIANCE_SUFFIX]
+            means.append(np.arange(start, start + count))
+            variances.append(np.arange(twin, twin + count))
+    return np.concatenate(means), np.concatenate(variances)
+
+
+class ServerOptimizer:
+    """Moves the global state by mean updates.
+
+    BatchNorm statistics take the mean update as it is: they are measurements, no parameters.
+
+    Args:
+        layout: names and shapes of the vector's tensors.
+        name: `sgd` (with rate 1 and no momentum: federated averaging), `adam` or `adagrad`.
+        learning_rate: of the server.
+        momentum: of `sgd`.
+        clamp_latent: keep the tensors that are not fine within [-1, 1], as latent weights at 1 or
+            2 bits must be.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        name: str,
+        *,
+        learning_rate: float,
+        momentum: float,
+        clamp_latent: bool,
+    ) -> None:
+        means, variances = _statistics(layout)
+        self._statistics = np.concatenate([means, variances])
+        self._variances = variances
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in layout.shapes]
+        self._latent_N = np.repeat([not fine for fine in layout.fine], sizes)
+        self._clamp_latent = clamp_latent
+        self._parameter = torch.nn.Parameter(torch.zeros(layout.num_parameters))
+        self._optimizer = SERVER_OPTIMIZERS[name]([self._parameter], learning_rate, momentum)
+
+    def step(self, state_N: np.ndarray, mean_update_N: np.ndarray) -> np.ndarray:
+        """The next global state (N,), float32; the arguments stay as they are."""
+        with torch.no_grad():
+            self._parameter.copy_(torch.from_numpy(state_N))
+        self._parameter.grad = torch.from_numpy(-mean_update_N)
+        self._optimizer.step()
+        new_N: np.ndarray = self._parameter.detach().numpy().copy()
+        new_N[self._statistics] = (state_N + mean_update_N)[self._statistics]
+        # Coded updates can push a small variance below zero.
+        new_N[self._variances] = np.maximum(new_N[self._variances], 0)
+        if self._clamp_latent:
+            new_N[self._latent_N] = np.clip(new_N[self._latent_N], -1, 1)
+        return new_N

@@ -1,0 +1,33 @@
+"""Codecs: float32 vectors to bytes and back. `CODECS` is the table of all, by name.
+
+A new codec is one file and one line here; tests/properties/test_codecs.py runs over the table.
+"""
+
+from fedcunet.codecs.base import Codec, check_codec_bits, make_seed
+from fedcunet.codecs.eden import EdenCodec
+from fedcunet.codecs.floats import Float16Codec, Float32Codec
+from fedcunet.codecs.linear import LinearCodec
+from fedcunet.codecs.sign import SignCodec
+from fedcunet.errors import UserError
+
+__all__ = ["CODECS", "Codec", "check_codec_bits", "get_codec", "make_seed"]
+
+CODECS: dict[str, Codec] = {
+    "float32": Float32Codec(),
+    "float16": Float16Codec(),
+    "linear": LinearCodec("linear", stochastic=True),
+    "linear-nearest": LinearCodec("linear-nearest", stochastic=False),
+    "sign": SignCodec(),
+    "eden": EdenCodec(),
+}
+
+
+def get_codec(name: str) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        UserError: There is none; the names that exist are listed.
+    """
+    if name not in CODECS:
+        raise UserError(f"unknown codec '{name}'; there are: {', '.join(CODECS)}")
+    return CODECS[name]

@@ -1,0 +1,39 @@
+"""How every command ends: its exit code, and one line where something is wrong."""
+
+import logging
+import sys
+
+import typer
+
+from fedcunet.errors import RunFailure, UserError
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_app(app: typer.Typer, program: str) -> None:
+    """Runs a command line and exits: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+
+    Args:
+        app: the commands.
+        program: name in front of the line that says what is wrong.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = app(standalone_mode=True, prog_name=program)
+    except UserError as error:
+        code = _say(program, error, WRONG_USE)
+    except RunFailure as error:
+        code = _say(program, error, FAILED)
+    except KeyboardInterrupt:
+        code = _say(program, "interrupted", INTERRUPTED)
+    except MemoryError as error:
+        code = _say(program, f"out of memory: {error}", FAILED)
+    except BrokenPipeError:
+        code = FAILED  # the reader of our output has gone; there is nobody to tell
+        sys.stderr.close()
+    sys.exit(code)
+
+
+def _say(program: str, problem: BaseException | str, code: int) -> int:
+    print(f"{program}: {' '.join(str(problem).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,308 @@
+"""Everything that a user can set, with its default, and every check of a user's value.
+
+A setting is a TOML file whose tables are the sections below, in kebab-case; Flower's run
+configuration holds the same keys, joined by dots (`training.learning-rate`).
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from fedcunet.codecs import check_codec_bits, get_codec
+from fedcunet.errors import UserError
+from fedcunet.quant.layers import QuantSpec
+
+Scalar = bool | int | float | str
+Section = TypeVar("Section")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises UserError unless low <= value <= high (never for NaN)."""
+    if not low <= value <= high:
+        raise UserError(f"{name}: expected {low:g} to {high:g}, found {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    unets: int = 2  # number of U-Nets, n
+    order: int = 1  # K of the order-K connectivity, 0 to n - 1
+    supervisions: int = 0  # number of U-Nets with a head; 0: all of them
+
+    def __post_init__(self) -> None:
+        check_range("model.unets", self.unets, 1, 64)
+        check_range("model.order", self.order, 0, self.unets - 1)
+        check_range("model.supervisions", self.supervisions, 0, self.unets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantConfig:
+    """Bit widths of the training step; `QuantSpec` says what the fields mean."""
+
+    bits: str = "32,32,32"  # inputs, weights, gradients: the paper's I,W,G
+    alpha: bool = False
+    input_quantizer: Literal["paper", "ranged"] = "ranged"
+    input_range: float = 4.0
+    gradient_scale: Literal["tensor", "channel"] = "channel"
+
+    def __post_init__(self) -> None:
+        self.spec()
+
+    def spec(self) -> QuantSpec:
+        """The checked specification that the quantised layers take."""
+        parts = self.bits.replace(" ", "").split(",")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise UserError(
+                f"bits: expected three whole numbers I,W,G such as 8,1,8, found '{self.bits}'"
+            )
+        inputs, weights, gradients = map(int, parts)
+        return QuantSpec(
+            input_bits=inputs,
+            weight_bits=weights,
+            gradient_bits=gradients,
+            alpha=self.alpha,
+            input_quantizer=self.input_quantizer,
+            input_range=self.input_range,
+            gradient_scale=self.gradient_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images, and how they are cropped and augmented."""
+
+    name: str = "faces"  # data set: 300w, faces, lsp, lspet
+    root: str = ".fedcunet/data/faces"  # its folder
+    train_subset: str = "train"
+    test_subset: str = "test"
+    size: int = 64  # side of the square crop in pixels, a multiple of 64
+    boxes: Literal["landmarks", "given", "ground-truth"] = "landmarks"
+    sigma: float = 1.0  # of the target Gaussians, in heatmap pixels (a quarter of the crop's)
+    scale: float = 0.25  # augmentation: scale 1 - s to 1 + s
+    rotation: float = 30.0  # augmentation: degrees to either side
+    colour: float = 0.4  # augmentation: factor 1 - c to 1 + c a channel
+    flip: bool = False  # augmentation: mirror half of the crops
+    cache_bytes: int = 512 * 2**20  # memory for decoded base crops in one process
+
+    def __post_init__(self) -> None:
+        check_range("data.size", self.size, 64, 1024)
+        if self.size % 64:
+            raise UserError(f"data.size: expected a multiple of 64, found {self.size}")
+        check_range("data.sigma", self.sigma, 0.1, 16)
+        check_range("data.scale", self.scale, 0, 0.25)
+        check_range("data.rotation", self.rotation, 0, 30)
+        check_range("data.colour", self.colour, 0, 1)
+        check_range("data.cache-bytes", self.cache_bytes, 0, 2**50)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Optimisation on one machine: a whole training, or a client's part of a round."""
+
+    optimizer: Literal["rmsprop", "sgd", "adam"] = "rmsprop"
+    learning_rate: float = 2.5e-4
+    # paper: the paper's for the data set (face or pose); constant; cosine; or factors that apply
+    # from an epoch on, such as "30:0.2,60:0.5,90:0.5".
+    schedule: str = "paper"
+    epochs: int = 100  # of central training
+    local_epochs: float = 1.0  # of a client in a round; 0.5 is half of its examples
+    batch_size: int = 16
+    threads: int = 1  # of torch in the process that trains
+
+    def __post_init__(self) -> None:
+        check_range("training.learning-rate", self.learning_rate, 1e-9, 100)
+        check_range("training.epochs", self.epochs, 1, 100_000)
+        check_range("training.local-epochs", self.local_epochs, 0.01, 1000)
+        check_range("training.batch-size", self.batch_size, 1, 4096)
+        check_range("training.threads", self.threads, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateConfig:
+    """How a client's update is coded."""
+
+    codec: str = "eden"  # a name of `fedcunet codecs`
+    bits: float = 2.0  # bits per parameter of the codec
+    fine_bits: int = 8  # of BatchNorm and the first and last convolutions; 32 with codec float32
+    error_feedback: bool = False
+
+    def __post_init__(self) -> None:
+        check_codec_bits(get_codec(self.codec), self.bits)
+        if self.fine_bits not in (*range(2, 17), 32):
+            raise UserError(f"update.fine-bits: expected 2 to 16, or 32, found {self.fine_bits}")
+        if self.error_feedback and self.codec == "float32":
+            raise UserError("update.error-feedback: float32 updates leave no error to feed back")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FederationConfig:
+    """Clients, rounds, and what the server does with the updates."""
+
+    clients: int = 8  # virtual clients of a simulation
+    rounds: int = 10
+    fraction: float = 1.0  # share of the clients asked in a round
+    over_selection: float = 1.0  # this many times as many are asked
+    quorum: float = 0.5  # share of the wanted updates without which a round is abandoned
+    deadline_seconds: float = 0.0  # of a round on the clients' virtual clock; 0: none
+    seconds_per_example: float = 0.0  # compute on the reference core; 0: as measured
+    timeout_seconds: float = 3600.0  # wall-clock guard of a round against faults
+    max_update_norm: float = 1e4  # a larger mean square update (l2) is refused; 0: no limit
+    server_optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.0  # of sgd
+    evaluate_every: int = 1  # rounds; the last one is always evaluated
+    partition: Literal["iid", "source", "dirichlet"] = "source"
+    partition_alpha: float = 0.5  # concentration of dirichlet
+    partition_skew: float = 0.5  # spread of the clients' sizes; 0: equal
+    fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
+    state_dir: str = ".fedcunet/clients"  # the clients' own state, a file each
+
+    def __post_init__(self) -> None:
+        check_range("federation.clients", self.clients, 1, 1_000_000)
+        check_range("federation.rounds", self.rounds, 1, 1_000_000)
+        check_range("federation.fraction", self.fraction, 1e-6, 1)
+        check_range("federation.over-selection", self.over_selection, 1, 10)
+        check_range("federation.quorum", self.quorum, 0, 1)
+        check_range("federation.deadline-seconds", self.deadline_seconds, 0, 1e9)
+        check_range("federation.seconds-per-example", self.seconds_per_example, 0, 1e6)
+        check_range("federation.timeout-seconds", self.timeout_seconds, 0.1, 1e9)
+        check_range("federation.max-update-norm", self.max_update_norm, 0, 1e30)
+        check_range("federation.server-learning-rate", self.server_learning_rate, 1e-9, 100)
+        check_range("federation.server-momentum", self.server_momentum, 0, 0.9999)
+        check_range("federation.evaluate-every", self.evaluate_every, 1, 1_000_000)
+        check_range("federation.partition-alpha", self.partition_alpha, 1e-3, 1e6)
+        check_range("federation.partition-skew", self.partition_skew, 0, 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole setting. Two runs with equal settings give equal models."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**31 - 1)
+
+    @classmethod
+    def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":
+        """A setting from nested tables with kebab-case keys; what is absent has its default.
+
+        Args:
+            values: as read from TOML.
+            where: the file, for messages.
+
+        Raises:
+            UserError: for an unknown key, a wrong type or a value outside its range.
+        """
+        return _build(cls, values, where, prefix="")
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Scalar], where: str = "run config") -> "RunConfig":
+        """A setting from keys joined by dots, as in Flower's run configuration."""
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            *tables, name = key.split(".")
+            table = nested
+            for part in tables:
+                table = table.setdefault(part, {})
+                if not isinstance(table, dict):
+                    raise UserError(f"{where}: '{part}' is both a value and a table")
+            table[name] = value
+        return cls.from_nested(nested, where)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> "RunConfig":
+        """Reads a setting file. Raises UserError if it cannot be read or does not hold."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"setting file {path}: not found") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UserError(f"setting file {path}: {error}") from None
+        return cls.from_nested(values, f"setting file {path}")
+
+    def nested(self) -> dict[str, Any]:
+        """Tables with kebab-case keys, every value written out."""
+        return _nested(self)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Keys joined by dots: `{"seed": 0, "model.unets": 2, ...}`."""
+        result: dict[str, Scalar] = {}
+        for key, value in self.nested().items():
+            if isinstance(value, dict):
+                result.update({f"{key}.{name}": inner for name, inner in value.items()})
+            else:
+                result[key] = value
+        return result
+
+    def replace(self, **changes: Scalar | None) -> "RunConfig":
+        """The setting with some values changed; None leaves a value as it is.
+
+        Args:
+            changes: names as in `section__field`, such as `data__root="faces"` or `seed=3`.
+        """
+        flat = self.flat()
+        for name, value in changes.items():
+            if value is not None:
+                flat[name.replace("__", ".").replace("_", "-")] = value
+        return RunConfig.from_flat(flat, "setting")
+
+
+def _nested(section: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        key = item.name.replace("_", "-")
+        result[key] = _nested(value) if dataclasses.is_dataclass(value) else value
+    return result
+
+
+def _build(cls: type[Section], values: Mapping[str, Any], where: str, prefix: str) -> Section:
+    """An instance of the dataclass `cls` from a table, checked for unknown keys and types."""
+    types = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in types or "_" in key:
+            known = sorted(field_name.replace("_", "-") for field_name in types)
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            hint = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
+        if dataclasses.is_dataclass(types[name]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: '{key}': expected a table, found {value!r}")
+            arguments[name] = _build(types[name], value, where, prefix=f"{key}.")
+        else:
+            arguments[name] = _checked(types[name], value, f"{where}: '{prefix}{key}'")
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        if str(error).startswith(where):
+            raise
+        raise UserError(f"{where}: {error}") from None
+
+
+def _checked(expected: Any, value: Any, where: str) -> Scalar:
+    """`value` if it has the expected type; a whole number passes for a float."""
+    if get_origin(expected) is Literal:
+        choices = get_args(expected)
+        if value not in choices:
+            raise UserError(f"{where}: expected one of {', '.join(choices)}, found {value!r}")
+        return str(value)
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise UserError(f"{where}: expected {words[expected]}, found {value!r}")
+    return expected(value)  # type: ignore[no-any-return]

@@ -1,0 +1,51 @@
+"""Data sets by name: `load("300w", root, "train")` gives annotations, crops.py makes batches."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from fedcunet.data.annotations import (
+    FACE68,
+    LSP14,
+    Annotation,
+    AnnotationSet,
+    LandmarkScheme,
+)
+from fedcunet.data.lsp import load_lsp, load_lspet
+from fedcunet.data.w300 import load_300w
+from fedcunet.errors import UserError
+
+__all__ = [
+    "DATASETS",
+    "FACE68",
+    "LSP14",
+    "Annotation",
+    "AnnotationSet",
+    "LandmarkScheme",
+    "load",
+]
+
+# "faces" are procedural faces, written in the folders of 300-W.
+DATASETS: dict[str, Callable[..., AnnotationSet]] = {
+    "300w": load_300w,
+    "faces": partial(load_300w, name="faces"),
+    "lsp": load_lsp,
+    "lspet": load_lspet,
+}
+
+
+def load(name: str, root: Path | str, subset: str, *, boxes: str = "landmarks") -> AnnotationSet:
+    """The annotations of one subset of the data set `name` below the folder `root`.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: the data set's folder.
+        subset: as the reader defines it; all know "train" and "test".
+        boxes: "landmarks", or for 300-W "given" or "ground-truth".
+
+    Raises:
+        UserError: the name, the folder or the subset does not exist, or a file cannot be used.
+    """
+    if name not in DATASETS:
+        raise UserError(f"data set: expected one of {', '.join(DATASETS)}, found {name!r}")
+    return DATASETS[name](Path(root), subset, boxes=boxes)

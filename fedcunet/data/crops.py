@@ -1,0 +1,340 @@
+"""Square crops around faces and people, augmented, in batches.
+
+Letters: B crops, H = W = S the crop's side, K landmarks, 2 = (x, y), N annotations.
+
+An image is decoded once: the neighbourhood of its box, at most twice as fine as the crop, stays in
+memory. Each sample of each batch is then one affine warp of it, and the landmarks take the same
+affine map, so that crops and points never drift apart. The ranges of scale, rotation and colour are
+those of the paper's released code (see `Augmentation`).
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from fedcunet.data.annotations import Annotation, LandmarkScheme
+from fedcunet.data.images import read_image
+from fedcunet.errors import UserError
+
+_MAX_SCALE = 1.25
+_MAX_DEGREES = 30.0
+# Half the side of the kept neighbourhood, in sides of the crop: it holds every crop that is
+# _MAX_SCALE times as large and turned by up to _MAX_DEGREES.
+_REACH = (
+    _MAX_SCALE * (math.cos(math.radians(_MAX_DEGREES)) + math.sin(math.radians(_MAX_DEGREES))) / 2
+)
+_FINENESS = 2  # kept pixels per crop pixel, at most: zooming in by 0.75 still finds detail
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """Ranges of the random changes of a training crop, each drawn uniformly.
+
+    Attributes:
+        scale: factors on the side of the crop, within 0.25 to 1.25 (what the cached pixels hold).
+        rotation_degrees: the crop turns by up to this much either way, at most 30.
+        flip: mirror half of the crops, landmarks of the two sides changing names. The paper flips
+            people; its faces are not flipped.
+        colour: each colour channel is multiplied by 1 - colour to 1 + colour, then clipped.
+    """
+
+    scale: tuple[float, float] = (0.75, 1.25)
+    rotation_degrees: float = 30.0
+    flip: bool = False
+    colour: float = 0.4
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0.25 <= low <= high <= _MAX_SCALE:
+            raise UserError(
+                f"augmentation scale: expected 0.25 <= low <= high <= 1.25, found {self.scale}"
+            )
+        if not 0 <= self.rotation_degrees <= _MAX_DEGREES:
+            raise UserError(
+                f"augmentation rotation: expected 0 to 30, found {self.rotation_degrees}"
+            )
+        if not 0 <= self.colour <= 1:
+            raise UserError(f"augmentation colour: expected 0 to 1, found {self.colour}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropBatch:
+    """B crops with their landmarks.
+
+    Attributes:
+        images_B3HW: float32 RGB in [0, 1]; black outside the image.
+        points_BK2: float32, 0-based crop pixels; may lie outside the crop.
+        labelled_BK: bool.
+        to_image_B23: float64; image pixel = A @ (crop x, crop y, 1). For a mirrored crop the map
+            mirrors back, and the names of the landmarks stay exchanged.
+    """
+
+    images_B3HW: torch.Tensor
+    points_BK2: torch.Tensor
+    labelled_BK: torch.Tensor
+    to_image_B23: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseCrop:
+    """uint8 RGB pixels of the neighbourhood, and the affine map image -> these pixels."""
+
+    pixels_HW3: np.ndarray
+    scale_2: tuple[float, float]
+    offset_2: tuple[float, float]
+
+
+class Crops:
+    """Crops of S by S pixels of a sequence of annotations, by index.
+
+    Attributes:
+        size: S.
+        num_decoded: how many images were decoded so far; it keeps growing only when the
+            neighbourhoods do not fit into the budget.
+        cached_bytes: memory taken by the neighbourhoods that are kept.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        scheme: LandmarkScheme,
+        *,
+        size: int,
+        budget_bytes: int = 512 * 2**20,
+    ) -> None:
+        """Prepares the crops; images are decoded when first used.
+
+        Args:
+            annotations: what to crop.
+            scheme: meaning of the landmarks; gives the crop factor and the mirror pairs.
+            size: side of a crop in pixels.
+            budget_bytes: once this much is kept, further images are decoded on every use.
+
+        Raises:
+            UserError: an annotation's box has no area, or its number of landmarks is not K.
+        """
+        if size < 1:
+            raise UserError(f"crop size: expected 1 pixel or more, found {size}")
+        self.size = size
+        self.num_decoded = 0
+        self.cached_bytes = 0
+        self._annotations = tuple(annotations)
+        self._budget_bytes = budget_bytes
+        self._cache: dict[int, _BaseCrop] = {}
+        self._lock = threading.Lock()
+        self._flip_order = np.array(scheme.flip_order)
+        count, landmarks = len(self._annotations), scheme.num_landmarks
+        self._points_NK2 = np.zeros((count, landmarks, 2))
+        self._labelled_NK = np.zeros((count, landmarks), dtype=bool)
+        self._centre_N2 = np.zeros((count, 2))
+        self._side_N = np.zeros(count)
+        for index, annotation in enumerate(self._annotations):
+            if annotation.points_K2.shape != (landmarks, 2):
+                raise UserError(
+                    f"{annotation.image}: expected {landmarks} landmarks for {scheme.name}, "
+                    f"found points of shape {annotation.points_K2.shape}"
+                )
+            self._points_NK2[index] = annotation.points_K2
+            self._labelled_NK[index] = annotation.labelled_K
+            self._centre_N2[index], self._side_N[index] = crop_square(annotation, scheme)
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        *,
+        augmentation: Augmentation | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> CropBatch:
+        """The crops of the annotations `indices`, in their order.
+
+        Args:
+            indices: B indices; the same index may occur twice.
+            augmentation: random changes; None takes the plain crop.
+            generator: the source of all randomness, needed with `augmentation`. A batch consumes
+                the same number of draws per crop whatever the ranges are.
+
+        Raises:
+            UserError: an image cannot be decoded.
+            ValueError: `augmentation` without `generator`.
+        """
+        index_B = np.asarray(indices, dtype=np.int64)
+        count = len(index_B)
+        scale_B, radians_B, flip_B, colour_B3 = _draw(count, augmentation, generator)
+        to_image_B23 = self._to_image(index_B, scale_B, radians_B, flip_B)
+        images_BHW3 = np.empty((count, self.size, self.size, 3), dtype=np.uint8)
+        for row, index in enumerate(index_B):
+            self._warp(int(index), to_image_B23[row], images_BHW3[row])
+        images_B3HW = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).to(torch.float32)
+        gain_B3 = torch.from_numpy((colour_B3 / 255.0).astype(np.float32))
+        images_B3HW = (images_B3HW * gain_B3[:, :, None, None]).clamp_(max=1.0)
+        points_BK2 = apply_affine(invert_affine(to_image_B23), self._points_NK2[index_B])
+        labelled_BK = self._labelled_NK[index_B]
+        if flip_B.any():
+            points_BK2[flip_B] = points_BK2[flip_B][:, self._flip_order]
+            labelled_BK[flip_B] = labelled_BK[flip_B][:, self._flip_order]
+        return CropBatch(
+            images_B3HW=images_B3HW.contiguous(),
+            points_BK2=torch.from_numpy(points_BK2.astype(np.float32)),
+            labelled_BK=torch.from_numpy(labelled_BK),
+            to_image_B23=to_image_B23,
+        )
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points (N, K, 2) in the pixels of the plain crops, float64, and the labelled ones (N, K).
+
+        No image is decoded.
+        """
+        count = len(self)
+        scale_N, radians_N, flip_N, _ = _draw(count, None, None)
+        to_image_N23 = self._to_image(np.arange(count), scale_N, radians_N, flip_N)
+        return apply_affine(invert_affine(to_image_N23), self._points_NK2), self._labelled_NK.copy()
+
+    def _to_image(
+        self, index_B: np.ndarray, scale_B: np.ndarray, radians_B: np.ndarray, flip_B: np.ndarray
+    ) -> np.ndarray:
+        """(B, 2, 3) maps crop -> image: centre to centre, turned, scaled, mirrored."""
+        pixel_B = self._side_N[index_B] * scale_B / self.size
+        cos_B, sin_B = np.cos(radians_B) * pixel_B, np.sin(radians_B) * pixel_B
+        sign_B = np.where(flip_B, -1.0, 1.0)
+        to_image_B23 = np.empty((len(index_B), 2, 3))
+        to_image_B23[:, 0, 0] = cos_B * sign_B
+        to_image_B23[:, 0, 1] = -sin_B
+        to_image_B23[:, 1, 0] = sin_B * sign_B
+        to_image_B23[:, 1, 1] = cos_B
+        middle = (self.size - 1) / 2
+        to_image_B23[:, :, 2] = self._centre_N2[index_B] - to_image_B23[:, :, :2].sum(2) * middle
+        return to_image_B23
+
+    def _warp(self, index: int, to_image_23: np.ndarray, out_HW3: np.ndarray) -> None:
+        base = self._base(index)
+        to_base_23 = to_image_23 * np.array(base.scale_2)[:, None]
+        to_base_23[:, 2] += base.offset_2
+        cv2.warpAffine(
+            base.pixels_HW3,
+            to_base_23,
+            (self.size, self.size),
+            dst=out_HW3,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+        )
+
+    def _base(self, index: int) -> _BaseCrop:
+        kept = self._cache.get(index)
+        if kept is not None:
+            return kept
+        base = _cut(
+            read_image(self._annotations[index].image),
+            self._centre_N2[index],
+            float(self._side_N[index]),
+            self.size,
+        )
+        with self._lock:
+            self.num_decoded += 1
+            num_bytes = base.pixels_HW3.nbytes
+            if index not in self._cache and self.cached_bytes + num_bytes <= self._budget_bytes:
+                self._cache[index] = base
+                self.cached_bytes += num_bytes
+        return base
+
+
+class CropSubset:
+    """Some of the crops of a `Crops`, with indices of its own and the same cached pixels."""
+
+    def __init__(self, crops: Crops, members: Sequence[int]) -> None:
+        self._crops = crops
+        self._members = [int(member) for member in members]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        *,
+        augmentation: Augmentation | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> CropBatch:
+        """As `Crops.batch`, with indices into the subset."""
+        return self._crops.batch(
+            [self._members[index] for index in indices],
+            augmentation=augmentation,
+            generator=generator,
+        )
+
+
+def crop_square(annotation: Annotation, scheme: LandmarkScheme) -> tuple[np.ndarray, float]:
+    """Centre (x, y) and side of the plain crop, in image pixels.
+
+    Raises:
+        UserError: the box has no area or is not finite.
+    """
+    x, y, width, height = annotation.box_xywh
+    if not (all(map(math.isfinite, annotation.box_xywh)) and max(width, height) > 0):
+        raise UserError(
+            f"{annotation.image}: expected a box with an area, found {annotation.box_xywh}"
+        )
+    factor = 1.0 if annotation.box_origin == "image" else scheme.crop_factor
+    return np.array([x + width / 2, y + height / 2]), max(width, height) * factor
+
+
+def apply_affine(affine_B23: np.ndarray, points_BK2: np.ndarray) -> np.ndarray:
+    """Points (B, K, 2) mapped by their row's affine matrix."""
+    mapped_BK2: np.ndarray = points_BK2 @ affine_B23[:, :, :2].transpose(0, 2, 1)
+    mapped_BK2 += affine_B23[:, None, :, 2]
+    return mapped_BK2
+
+
+def invert_affine(affine_B23: np.ndarray) -> np.ndarray:
+    """The inverse maps, (B, 2, 3)."""
+    inverse_B22 = np.linalg.inv(affine_B23[:, :, :2])
+    return np.concatenate([inverse_B22, -inverse_B22 @ affine_B23[:, :, 2:]], axis=2)
+
+
+def _draw(
+    count: int, augmentation: Augmentation | None, generator: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per crop: scale, angle in radians, mirrored or not, and three colour factors."""
+    if augmentation is None:
+        return np.ones(count), np.zeros(count), np.zeros(count, dtype=bool), np.ones((count, 3))
+    if generator is None:
+        raise ValueError(
+            "augmentation needs a generator: expected numpy.random.Generator, found None"
+        )
+    uniform_B6 = generator.random((count, 6))
+    low, high = augmentation.scale
+    return (
+        low + (high - low) * uniform_B6[:, 0],
+        math.radians(augmentation.rotation_degrees) * (2 * uniform_B6[:, 1] - 1),
+        (uniform_B6[:, 2] < 0.5) & augmentation.flip,
+        1 + augmentation.colour * (2 * uniform_B6[:, 3:] - 1),
+    )
+
+
+def _cut(image_HW3: np.ndarray, centre_2: np.ndarray, side: float, size: int) -> _BaseCrop:
+    """The part of the image that any augmented crop can see, as fine as the crops need it."""
+    height, width = image_HW3.shape[:2]
+    reach = _REACH * side + 1  # a pixel more for the interpolation
+    left, top = (max(0, math.floor(c - reach)) for c in centre_2)
+    right = min(width, math.ceil(centre_2[0] + reach) + 1)
+    bottom = min(height, math.ceil(centre_2[1] + reach) + 1)
+    if right <= left or bottom <= top:  # the box lies outside the image: all black
+        return _BaseCrop(np.zeros((1, 1, 3), dtype=np.uint8), (1.0, 1.0), (-left - 1e6, -top - 1e6))
+    pixels_HW3 = image_HW3[top:bottom, left:right]
+    shrink = _FINENESS * size / side
+    if shrink < 1:
+        new_width = max(1, round((right - left) * shrink))
+        new_height = max(1, round((bottom - top) * shrink))
+        # INTER_AREA averages whole pixels: the warp's bilinear steps would skip some (aliasing).
+        pixels_HW3 = cv2.resize(pixels_HW3, (new_width, new_height), interpolation=cv2.INTER_AREA)
+    scale_2 = (pixels_HW3.shape[1] / (right - left), pixels_HW3.shape[0] / (bottom - top))
+    # Pixel centres: kept = (image - left + 0.5) * scale - 0.5.
+    offset_2 = ((0.5 - left) * scale_2[0] - 0.5, (0.5 - top) * scale_2[1] - 0.5)
+    return _BaseCrop(np.ascontiguousarray(pixels_HW3), scale_2, offset_2)

@@ -1,0 +1,82 @@
+"""The parts that DU-Net is built from.
+
+Source: Tang et al., "Quantized Densely Connected U-Nets for Efficient Landmark Localization",
+ECCV 2018, section 3 (arXiv 1808.02194).
+
+Shapes: B batch, C channels, H W the resolution of the map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PreActivation(nn.Module):
+    """Concat -> BN -> ReLU -> convolution without bias, of maps with the same H and W.
+
+    Args:
+        in_channels: channels of all the inputs together.
+        out_channels: channels of the output.
+        kernel_size: 1 or 3; the padding keeps H and W.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+
+    def forward(self, *inputs_BCHW: Tensor) -> Tensor:
+        joined_BCHW = inputs_BCHW[0] if len(inputs_BCHW) == 1 else torch.cat(inputs_BCHW, dim=1)
+        output: Tensor = self.conv(F.relu(self.norm(joined_BCHW), inplace=True))
+        return output
+
+
+class SemanticBlock(nn.Module):
+    """One position of a U-Net, linked to the same position of the U-Nets before it (Eq. 2).
+
+    A bottleneck (1x1 to 4 x growth, 3x3 to growth) makes `growth` new features from the block's
+    own inputs and the new features of the last K U-Nets; adapters (1x1) bring everything to the
+    block's output width.
+
+    Args:
+        in_channels: channels of the block's own inputs.
+        links: number of U-Nets before this one whose new features come in, min(i, K).
+        width: output channels of each adapter.
+        growth: new features made.
+        with_skip: whether a second adapter makes the skip connection (top-down blocks).
+    """
+
+    def __init__(
+        self, in_channels: int, *, links: int, width: int, growth: int, with_skip: bool = False
+    ) -> None:
+        super().__init__()
+        linked_channels = in_channels + links * growth
+        self.reduce = PreActivation(linked_channels, 4 * growth)
+        self.grow = PreActivation(4 * growth, growth, kernel_size=3)
+        self.adapt = PreActivation(linked_channels + growth, width)
+        self.skip = PreActivation(linked_channels + growth, width) if with_skip else None
+
+    def forward(
+        self, own_BCHW: Sequence[Tensor], linked_BCHW: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the output, the new features, and the skip (None without a skip adapter)."""
+        inputs = [*own_BCHW, *linked_BCHW]
+        new_BCHW = self.grow(self.reduce(*inputs))
+        skip_BCHW = self.skip(*inputs, new_BCHW) if self.skip is not None else None
+        return self.adapt(*inputs, new_BCHW), new_BCHW, skip_BCHW
+
+
+class Stem(nn.Module):
+    """Conv 7x7 stride 2 -> BN -> ReLU -> max pool 2: image (B, 3, S, S) -> (B, width, S/4, S/4)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.norm(self.conv(image_B3HW)), inplace=True), 2)

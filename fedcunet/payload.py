@@ -1,0 +1,381 @@
+"""The bytes of one update: one blob with a header, two coded bodies and a checksum.
+
+    header     52 bytes, little-endian, `_HEADER` below
+    main body  all tensors that are not `fine`, as one vector, by the update's codec
+    fine body  the `fine` tensors (BatchNorm, first and last convolutions), by `fine_codec`
+    checksum   8 bytes, BLAKE2b of all that stands before it
+
+Nothing is trusted: `admit` checks every length before anything is allocated, never raises, and
+gives a reason for what it refuses. `len(blob)` is the measured size of an update.
+
+Seeds: the header holds the run's seed, the round and the sender, and both bodies' seeds are hashed
+from these (`make_seed`). So a payload of a plain vector is decoded from its file alone, a client's
+rotation is its own, and a server refuses a payload that claims another run.
+
+The decoded update, also what its own client takes to compute an error-feedback residual
+(`decode_own`), is made by the same function on both sides.
+"""
+
+import functools
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fedcunet.codecs import check_codec_bits, get_codec, make_seed
+from fedcunet.errors import UserError
+from fedcunet.layout import Layout
+
+__all__ = [
+    "WIRE_IDS",
+    "Admitted",
+    "Expected",
+    "Layout",
+    "Rejection",
+    "admit",
+    "bits_per_parameter",
+    "check_values",
+    "decode_own",
+    "fine_codec",
+    "open_vector",
+    "pack",
+]
+
+MAGIC = b"FCUP"
+VERSION = 1
+
+# Codecs by number on the wire; a number once given stays.
+WIRE_IDS = {"float32": 1, "float16": 2, "linear": 3, "linear-nearest": 4, "sign": 5, "eden": 6}
+
+# magic, version, codec, fine codec, zero, bits, fine bits (both in 1/256), layout id, run seed,
+# round, sender, number of parameters, bytes of the main body, bytes of the fine body.
+_HEADER = struct.Struct("<4sBBBBHH8sQIQIII")
+_CHECKSUM_BYTES = 8
+OVERHEAD_BYTES = _HEADER.size + _CHECKSUM_BYTES
+
+Reason = Literal[
+    "too-short",
+    "bad-magic",
+    "bad-version",
+    "wrong-length",
+    "bad-checksum",
+    "wrong-layout",
+    "wrong-seed",
+    "wrong-round",
+    "wrong-sender",
+    "wrong-codec",
+    "wrong-bits",
+    "undecodable",
+    "not-finite",
+    "too-large",
+]
+
+
+def fine_codec(codec: str, fine_bits: float) -> tuple[str, float]:
+    """Codec and bits of the fine tensors: float32 beside float32, else by the bits.
+
+    Raises:
+        UserError: `fine_bits` is none of 2 to 16 (linear; 16: float16) and 32.
+    """
+    if codec == "float32" or fine_bits == 32:
+        return "float32", 32
+    name = "float16" if fine_bits == 16 else "linear"
+    if not 2 <= fine_bits <= 16:
+        raise UserError(f"fine bits must be a whole number from 2 to 16, or 32, not {fine_bits}")
+    return name, check_codec_bits(get_codec(name), fine_bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a payload must be: the client packs by it, the server admits by it.
+
+    Attributes:
+        layout: Of the update.
+        run_seed: The run's seed, in [0, 2^64).
+        round: In [0, 2^32).
+        sender: The stable client id, in [0, 2^64).
+        codec: Name in CODECS.
+        bits: Per value, in the codec's range.
+        fine_bits: For the fine tensors: 2 to 15 (linear), 16 (float16) or 32. Without effect when
+            the codec is float32: these are float32 then too.
+    """
+
+    layout: Layout
+    run_seed: int
+    round: int
+    sender: int
+    codec: str
+    bits: float
+    fine_bits: float = 8
+
+    def __post_init__(self) -> None:
+        for what, value, limit in (
+            ("seed", self.run_seed, 64),
+            ("round", self.round, 32),
+            ("sender", self.sender, 64),
+        ):
+            if not 0 <= value < 2**limit:
+                raise UserError(f"{what} must be in [0, 2^{limit}), not {value}")
+        check_codec_bits(get_codec(self.codec), self.bits)
+        fine_codec(self.codec, self.fine_bits)
+
+    @functools.cached_property
+    def fine_codec(self) -> tuple[str, float]:
+        """Codec and bits of the fine tensors."""
+        return fine_codec(self.codec, self.fine_bits)
+
+    @functools.cached_property
+    def body_lengths(self) -> tuple[int, int]:
+        """Bytes of the main and of the fine body; an empty part has none."""
+        lengths = []
+        for fine, (name, bits) in enumerate([(self.codec, self.bits), self.fine_codec]):
+            segments = self.layout.segments(fine=bool(fine))
+            length = sum(segments)
+            codec = get_codec(name)
+            lengths.append(
+                codec.body_length(length=length, bits=bits, segments=segments) if segments else 0
+            )
+        return lengths[0], lengths[1]
+
+    @property
+    def payload_bytes(self) -> int:
+        """The exact length of a payload: header, bodies and checksum."""
+        return OVERHEAD_BYTES + sum(self.body_lengths)
+
+    def seed(self, purpose: str) -> bytes:
+        """The seed of one of the two bodies."""
+        return make_seed(self.run_seed, self.round, self.sender, purpose)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a payload was refused.
+
+    Attributes:
+        reason: A short stable word to count by.
+        detail: A sentence for people, with what was expected and what came.
+    """
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A payload that passed every check and is still coded."""
+
+    blob: bytes
+    expected: Expected
+
+    def decode(self) -> np.ndarray:
+        """The update as one float32 vector in layout order; its values are not checked yet."""
+        expected, layout = self.expected, self.expected.layout
+        main_stop = _HEADER.size + expected.body_lengths[0]
+        main = _decode_body(
+            self.blob[_HEADER.size : main_stop], expected, fine=False, purpose="update"
+        )
+        fine = _decode_body(
+            self.blob[main_stop:-_CHECKSUM_BYTES], expected, fine=True, purpose="fine"
+        )
+        return layout.scatter(main, fine)
+
+
+def _decode_body(body: bytes, expected: Expected, *, fine: bool, purpose: str) -> np.ndarray:
+    segments = expected.layout.segments(fine=fine)
+    if not segments:
+        return np.empty(0, dtype=np.float32)
+    name, bits = expected.fine_codec if fine else (expected.codec, expected.bits)
+    return get_codec(name).decode(
+        body, length=sum(segments), bits=bits, seed=expected.seed(purpose), segments=segments
+    )
+
+
+def _encode_body(flat: np.ndarray, expected: Expected, *, fine: bool, purpose: str) -> bytes:
+    segments = expected.layout.segments(fine=fine)
+    if not segments:
+        return b""
+    name, bits = expected.fine_codec if fine else (expected.codec, expected.bits)
+    values = expected.layout.gather(flat, fine=fine)
+    return get_codec(name).encode(values, bits=bits, seed=expected.seed(purpose), segments=segments)
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
+
+
+def pack(update: np.ndarray | Mapping[str, np.ndarray], expected: Expected) -> bytes:
+    """The payload of one update, of exactly `expected.payload_bytes` bytes.
+
+    Args:
+        update: A vector in layout order, or the tensors by name; finite.
+        expected: What the receiver expects.
+
+    Raises:
+        ValueError: Shapes differ from the layout, or values are not finite.
+    """
+    layout = expected.layout
+    flat = layout.flatten(update) if isinstance(update, Mapping) else update
+    if flat.shape != (layout.num_parameters,):
+        raise ValueError(f"the update has shape {flat.shape}, not ({layout.num_parameters},)")
+    main = _encode_body(flat, expected, fine=False, purpose="update")
+    fine = _encode_body(flat, expected, fine=True, purpose="fine")
+    header = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        WIRE_IDS[expected.codec],
+        WIRE_IDS[expected.fine_codec[0]],
+        0,
+        round(expected.bits * 256),
+        round(expected.fine_codec[1] * 256),
+        layout.layout_id,
+        expected.run_seed,
+        expected.round,
+        expected.sender,
+        layout.num_parameters,
+        len(main),
+        len(fine),
+    )
+    content = b"".join((header, main, fine))
+    return content + _checksum(content)
+
+
+class Header(NamedTuple):
+    """The header's fields as they came, none of them trusted."""
+
+    magic: bytes
+    version: int
+    codec_id: int
+    fine_codec_id: int
+    zero: int
+    bits_256ths: int
+    fine_bits_256ths: int
+    layout_id: bytes
+    run_seed: int
+    round: int
+    sender: int
+    num_parameters: int
+    main_bytes: int
+    fine_bytes: int
+
+
+def read_header(blob: bytes) -> Header | Rejection:
+    """The header of a payload that is whole: of our kind, of its stated length, checksum right."""
+    if len(blob) < OVERHEAD_BYTES:
+        return Rejection("too-short", f"{len(blob)} bytes, a payload has {OVERHEAD_BYTES} or more")
+    header = Header._make(_HEADER.unpack_from(blob))
+    if header.magic != MAGIC:
+        return Rejection("bad-magic", f"the first bytes are {header.magic!r}, not {MAGIC!r}")
+    if header.version != VERSION:
+        return Rejection("bad-version", f"version {header.version}, this reads {VERSION}")
+    stated = OVERHEAD_BYTES + header.main_bytes + header.fine_bytes
+    if len(blob) != stated:
+        return Rejection("wrong-length", f"{len(blob)} bytes, the header states {stated}")
+    if _checksum(memoryview(blob)[:-_CHECKSUM_BYTES]) != blob[-_CHECKSUM_BYTES:]:
+        return Rejection("bad-checksum", "the checksum does not agree with the bytes")
+    return header
+
+
+def admit(blob: bytes, expected: Expected) -> Admitted | Rejection:
+    """The payload, checked against what is expected and still coded; or why it is refused.
+
+    Never raises, whatever the bytes. Allocates nothing that grows with a number in the header.
+    """
+    try:
+        header = read_header(blob)
+        if isinstance(header, Rejection):
+            return header
+        return _compare(header, expected) or Admitted(bytes(blob), expected)
+    except Exception as error:  # The last line of defence: one reply must not end a run.
+        return Rejection("undecodable", f"{type(error).__name__}: {error}")
+
+
+def _compare(header: Header, expected: Expected) -> Rejection | None:
+    """The first difference between a header and what is expected, or None."""
+    fine_name, fine_bits = expected.fine_codec
+    layout = expected.layout
+    checks: tuple[tuple[Reason, str, object, object], ...] = (
+        ("wrong-layout", "layout id", header.layout_id.hex(), layout.layout_id.hex()),
+        ("wrong-seed", "run seed", header.run_seed, expected.run_seed),
+        ("wrong-round", "round", header.round, expected.round),
+        ("wrong-sender", "sender", header.sender, expected.sender),
+        ("wrong-codec", "codec number", header.codec_id, WIRE_IDS[expected.codec]),
+        ("wrong-codec", "fine codec number", header.fine_codec_id, WIRE_IDS[fine_name]),
+        ("wrong-bits", "bits", header.bits_256ths / 256, expected.bits),
+        ("wrong-bits", "fine bits", header.fine_bits_256ths / 256, fine_bits),
+        ("wrong-length", "parameters", header.num_parameters, layout.num_parameters),
+        ("wrong-length", "main bytes", header.main_bytes, expected.body_lengths[0]),
+        ("wrong-length", "fine bytes", header.fine_bytes, expected.body_lengths[1]),
+        ("undecodable", "reserved byte", header.zero, 0),
+    )
+    for reason, what, found, wanted in checks:
+        if found != wanted:
+            return Rejection(reason, f"{what} {found}, expected {wanted}")
+    return None
+
+
+def open_vector(blob: bytes) -> Admitted | Rejection:
+    """A payload of layout "vector of n", admitted by what its own header says. Never raises."""
+    header = read_header(blob)
+    if isinstance(header, Rejection):
+        return header
+    names = {number: name for name, number in WIRE_IDS.items()}
+    if header.codec_id not in names:
+        return Rejection("wrong-codec", f"codec number {header.codec_id} is not known")
+    try:
+        expected = Expected(
+            layout=Layout.vector(header.num_parameters),
+            run_seed=header.run_seed,
+            round=header.round,
+            sender=header.sender,
+            codec=names[header.codec_id],
+            bits=header.bits_256ths / 256,
+            fine_bits=header.fine_bits_256ths / 256,
+        )
+    except UserError as error:
+        return Rejection("wrong-bits", str(error))
+    return admit(blob, expected)
+
+
+def decode_own(blob: bytes, expected: Expected) -> np.ndarray:
+    """The update that the server will decode from our own payload, in layout order.
+
+    With error feedback a client's next residual is the update it meant less this.
+    """
+    admitted = admit(blob, expected)
+    if isinstance(admitted, Rejection):
+        raise ValueError(f"own payload: {admitted.reason}: {admitted.detail}")
+    return admitted.decode()
+
+
+def check_values(
+    vector: np.ndarray, limit: float, *, norm_limit: float | None = None
+) -> Rejection | None:
+    """Why a decoded update must not be added to the others, or None.
+
+    Args:
+        vector: The decoded update, float32.
+        limit: The largest magnitude allowed.
+        norm_limit: The largest Euclidean norm allowed, if there is one.
+    """
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(vector)
+        if not finite.all():
+            return Rejection("not-finite", f"{vector.size - finite.sum()} values are not finite")
+        largest = float(max(vector.max(initial=0), -vector.min(initial=0)))
+        if not largest <= limit:
+            return Rejection("too-large", f"largest magnitude {largest:.3g}, allowed {limit:.3g}")
+        if norm_limit is not None:
+            norm = float(np.linalg.norm(vector.astype(np.float64)))
+            if not norm <= norm_limit:
+                return Rejection("too-large", f"norm {norm:.3g}, allowed {norm_limit:.3g}")
+    return None
+
+
+def bits_per_parameter(blob: bytes, layout: Layout) -> float:
+    """8·len(blob) / number of parameters: header, scales, fine tensors, padding, all counted."""
+    if layout.num_parameters == 0:
+        raise ValueError("an update without parameters has no bits per parameter")
+    return 8 * len(blob) / layout.num_parameters

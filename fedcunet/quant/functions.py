@@ -1,0 +1,136 @@
+"""Quantisers with straight-through gradients. Quantised values are kept as float32 here.
+
+Sources: Tang et al., ECCV 2018, section 3.5, Eqs. 5 and 6 (arXiv 1808.02194); Rastegari et al.,
+"XNOR-Net", ECCV 2016, section 3.1 (the scale alpha); Li et al., "Ternary weight networks", 2016,
+section 2.1 (the threshold); Wu et al., "WAGE", ICLR 2018, section 3.3 (power-of-two scales).
+
+Shapes: O output channels (filters), I input channels, B batch, C channels, H W a map's sides.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedcunet.bits import covering_scale, sigma
+
+TERNARY_THRESHOLD = 0.7  # delta = 0.7 mean|w| of a filter
+
+
+def binarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
+    """sign(w) with sign(0) = +1, times alpha = mean|w| of the filter if `scaled` (Eq. 5)."""
+    sign_OIHW = torch.where(weight_OIHW >= 0, 1.0, -1.0).to(weight_OIHW.dtype)
+    if not scaled:
+        return sign_OIHW
+    return sign_OIHW * weight_OIHW.abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def ternarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
+    """-1, 0 or +1 with the threshold 0.7 mean|w| of the filter.
+
+    With `scaled`, each filter is multiplied by the mean magnitude of its weights beyond the
+    threshold (ternary weight networks, Eq. 5); a filter of zeros stays zero.
+    """
+    magnitude_OIHW = weight_OIHW.abs()
+    threshold_O111 = TERNARY_THRESHOLD * magnitude_OIHW.mean(dim=(1, 2, 3), keepdim=True)
+    kept_OIHW = (magnitude_OIHW > threshold_O111).to(weight_OIHW.dtype)
+    ternary_OIHW = torch.sign(weight_OIHW) * kept_OIHW
+    if not scaled:
+        return ternary_OIHW
+    count_O111 = kept_OIHW.sum(dim=(1, 2, 3), keepdim=True).clamp_(min=1)
+    scale_O111 = (magnitude_OIHW * kept_OIHW).sum(dim=(1, 2, 3), keepdim=True) / count_O111
+    return ternary_OIHW * scale_O111
+
+
+class QuantiseWeight(torch.autograd.Function):
+    """Weights at 1 or 2 bits; the gradient passes straight through, zero where |w| > 1."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_OIHW: Tensor, bits: int, scaled: bool) -> Tensor:
+        ctx.save_for_backward(weight_OIHW)
+        quantiser = binarise if bits == 1 else ternarise
+        return quantiser(weight_OIHW, scaled=scaled)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight_OIHW,) = ctx.saved_tensors
+        return gradients[0] * (weight_OIHW.abs() <= 1), None, None
+
+
+class QuantiseInput(torch.autograd.Function):
+    """q(x / range, k) * range (Eq. 6); the gradient passes straight through, zero where clipped.
+
+    With range = 1 this is the paper's literal form. The zero region is |x| >= range, as in the
+    authors' code, not |x| > range (1 - sigma).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, bits: int, input_range: float) -> Tensor:
+        step = sigma(bits) * input_range
+        limit = input_range - step
+        ctx.save_for_backward(x_BCHW.abs() < input_range)
+        return x_BCHW.div(step).round_().mul_(step).clamp_(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside_BCHW,) = ctx.saved_tensors
+        return gradients[0] * inside_BCHW, None, None
+
+
+def quantise_gradient(
+    gradient_BCHW: Tensor, bits: int, *, per_channel: bool, generator: torch.Generator
+) -> Tensor:
+    """The gradient at k bits: q(g / s, k) * s with stochastic rounding, unbiased inside the range.
+
+    Args:
+        gradient_BCHW: float gradient of a map.
+        bits: k >= 2.
+        per_channel: one power-of-two scale a sample and channel; else one for the whole tensor
+            (WAGE's form).
+        generator: source of the rounding's randomness, on the gradient's device.
+
+    s is the power of two at or above max|g| / (1 - sigma): nothing is clipped.
+    """
+    if not (
+        gradient_BCHW.is_contiguous()
+        or gradient_BCHW.is_contiguous(memory_format=torch.channels_last)
+    ):
+        gradient_BCHW = gradient_BCHW.contiguous()
+    if per_channel:
+        peak = gradient_BCHW.abs().amax(dim=(2, 3), keepdim=True)
+    else:
+        peak = gradient_BCHW.abs().amax()
+    step = covering_scale(peak, bits) * sigma(bits)
+    noise = uniform_bytes(gradient_BCHW, generator)
+    return gradient_BCHW.div(step).add_(noise).floor_().mul_(step)
+
+
+def uniform_bytes(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Values (i + 0.5) / 256, i uniform on 0..255, shaped as the dense tensor `like`.
+
+    Four come from one draw of 32 bits: a quarter of the time of `torch.rand`, and rounding with
+    them is unbiased to 1/512 of a step.
+    """
+    count = like.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int32, device=like.device)
+    words.random_(-(2**31), None, generator=generator)
+    uniform = words.view(torch.uint8)[:count].to(like.dtype)
+    return uniform.add_(0.5).mul_(1 / 256).as_strided(like.shape, like.stride())
+
+
+class QuantiseGradient(torch.autograd.Function):
+    """Identity forward; quantises the gradient that comes back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BCHW: Tensor, bits: int, per_channel: bool, generator: torch.Generator
+    ) -> Tensor:
+        ctx.bits, ctx.per_channel, ctx.generator = bits, per_channel, generator
+        return x_BCHW.view_as(x_BCHW)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        quantised = quantise_gradient(
+            gradients[0], ctx.bits, per_channel=ctx.per_channel, generator=ctx.generator
+        )
+        return quantised, None, None, None

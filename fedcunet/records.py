@@ -1,0 +1,308 @@
+"""What server and clients send each other, as Flower records.
+
+One message carries one blob: a model on the way down, an update on the way up. Flower 1.39 pays
+480 bytes and two requests for every named array, so tensors never travel one by one; and the
+`stype` of a blob is our own, so that Flower's averaging refuses it instead of averaging bytes.
+
+Readers take nothing on trust: `read_update` turns anything that is not one of our updates into a
+`BadReply` with a reason that the round loop can count. This is also the only file that touches
+`flwr.supercore`, which Flower does not promise to keep.
+"""
+
+from __future__ import annotations
+
+import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+ARRAYS_KEY = "arrays"
+CONFIG_KEY = "config"
+METRICS_KEY = "metrics"
+NUM_EXAMPLES_KEY = "num-examples"
+
+# The one array in the record: its name, and how its bytes are to be understood.
+MODEL_NAME = "model"
+MODEL_STYPE = "fedcunet.model.v1"
+UPDATE_NAME = "update"
+UPDATE_STYPE = "fedcunet.update.v1"
+
+# Flower's codes of errors (flwr.common.constant.ErrorCode, 1.39).
+CLIENT_APP_RAISED = 2
+NODE_UNAVAILABLE = 5
+CLIENT_APP_CRASHED = 8
+
+# More examples than any client has: a count decides a client's weight in the mean.
+MAX_EXAMPLES = 10**7
+MAX_METRICS = 64
+MAX_NAME_LENGTH = 64
+MAX_DETAIL_LENGTH = 300
+
+ConfigScalar = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A well-formed reply to a train message; its blob is still to be admitted."""
+
+    node_id: int
+    blob: bytes
+    num_examples: int
+    metrics: dict[str, int | float]  # finite; without the number of examples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadReply:
+    """Why a reply cannot be used.
+
+    `reason` is one of `error-reply`, `malformed-reply`, `bad-metrics`, `bad-num-examples`;
+    `detail` is one line for people.
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a node says of itself when it is asked."""
+
+    node_id: int  # Flower's, for sending only
+    client: int  # the stable id: the partition in a simulation
+    num_examples: int
+    device: str  # name of its device profile
+
+
+def describe_content() -> RecordDict:
+    """Content of the question to a node who it is."""
+    return RecordDict({CONFIG_KEY: ConfigRecord({})})
+
+
+def description_content(client: int, num_examples: int, device: str) -> RecordDict:
+    """Content of the answer to `describe_content`."""
+    record = ConfigRecord({"client": client, NUM_EXAMPLES_KEY: num_examples, "device": device})
+    return RecordDict({CONFIG_KEY: record})
+
+
+def read_description(message: Message) -> Description | BadReply:
+    """The description in `message`, or why there is none; never raises, whatever came."""
+    try:
+        if message.has_error():
+            return _bad("error-reply", message.error.reason or f"code {message.error.code}")
+        _check_keys(message.content, {CONFIG_KEY})
+        record = dict(message.content[CONFIG_KEY].items())
+        client, count = record.get("client"), record.get(NUM_EXAMPLES_KEY)
+        if type(client) is not int or not 0 <= client < 2**31:
+            return _bad("malformed-reply", f"client id: found {client!r}, expected 0 to 2^31 - 1")
+        if type(count) is not int or not 1 <= count <= MAX_EXAMPLES:
+            return _bad("bad-num-examples", f"found {count!r}, expected 1 to {MAX_EXAMPLES}")
+        return Description(
+            node_id=message.metadata.src_node_id,
+            client=client,
+            num_examples=count,
+            device=str(record.get("device", ""))[:MAX_NAME_LENGTH],
+        )
+    except Exception as error:
+        return _bad("malformed-reply", f"{type(error).__name__}: {error}")
+
+
+def train_content(model_blob: bytes, config: Mapping[str, ConfigScalar]) -> RecordDict:
+    """Content of a train message: the model's bytes and what the client is to do with them."""
+    return RecordDict(
+        {
+            ARRAYS_KEY: _blob_record(MODEL_NAME, MODEL_STYPE, model_blob),
+            CONFIG_KEY: ConfigRecord(dict(config)),
+        }
+    )
+
+
+def update_content(update_blob: bytes, metrics: Mapping[str, int | float]) -> RecordDict:
+    """Content of the reply: the update's bytes and `metrics`, `num-examples` among them."""
+    return RecordDict(
+        {
+            ARRAYS_KEY: _blob_record(UPDATE_NAME, UPDATE_STYPE, update_blob),
+            METRICS_KEY: MetricRecord(dict(metrics)),
+        }
+    )
+
+
+def read_train(message: Message) -> tuple[bytes, dict[str, ConfigScalar]]:
+    """The model's bytes and the config of a train message.
+
+    Raises:
+        ValueError: the message is not one of `train_content`; the text says in what.
+    """
+    content = message.content
+    _check_keys(content, {ARRAYS_KEY, CONFIG_KEY})
+    blob = _read_blob(content[ARRAYS_KEY], MODEL_NAME, MODEL_STYPE)
+    record = content[CONFIG_KEY]
+    if not isinstance(record, ConfigRecord):
+        raise ValueError(f"record '{CONFIG_KEY}' is a {type(record).__name__}, not a ConfigRecord")
+    config: dict[str, ConfigScalar] = {}
+    for name, value in record.items():
+        # Flower also allows lists and bytes here; our config has neither.
+        if not isinstance(value, bool | int | float | str):
+            raise ValueError(f"config value '{name}' is a {type(value).__name__}, not a scalar")
+        config[name] = value
+    return blob, config
+
+
+def read_update(message: Message, *, max_examples: int = MAX_EXAMPLES) -> Reply | BadReply:
+    """The update in `message`, or why there is none; never raises, whatever came.
+
+    Args:
+        message: what came back from a client.
+        max_examples: the largest number of examples that is believed.
+    """
+    try:
+        return _read_update(message, max_examples)
+    # Also for what no check foresees: one client's reply must never end the run.
+    except Exception as error:
+        return _bad("malformed-reply", f"{type(error).__name__}: {error}")
+
+
+def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
+    if message.has_error():
+        return _bad("error-reply", f"code {message.error.code}: {message.error.reason}")
+    content = message.content
+    _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
+    blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
+    record = content[METRICS_KEY]
+    if not isinstance(record, MetricRecord):
+        raise ValueError(f"record '{METRICS_KEY}' is a {type(record).__name__}, not a MetricRecord")
+    if len(record) > MAX_METRICS:
+        return _bad("bad-metrics", f"{len(record)} metrics, at most {MAX_METRICS} are taken")
+    metrics: dict[str, int | float] = {}
+    for name, value in record.items():
+        if name == NUM_EXAMPLES_KEY:
+            continue
+        if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH:
+            return _bad("bad-metrics", f"the name {str(name)[:20]!r}... is too long")
+        if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
+            return _bad("bad-metrics", f"metric '{name}' is {value!r}, not a finite number")
+        metrics[name] = value  # type: ignore[assignment]
+    num_examples = record.get(NUM_EXAMPLES_KEY)
+    # A float, even 3.0, is not a count; NaN would pass every comparison that is written badly.
+    if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
+        return _bad("bad-num-examples", f"found {num_examples!r}, expected 1 to {max_examples}")
+    return Reply(
+        node_id=message.metadata.src_node_id,
+        blob=blob,
+        num_examples=num_examples,
+        metrics=metrics,
+    )
+
+
+def error_reply(message: Message, text: str, *, code: int = CLIENT_APP_RAISED) -> Message:
+    """The reply that says in one line, `text`, why there is no answer to `message`."""
+    return Message(Error(code, one_line(text)), reply_to=message)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, cut at 300 characters, safe to print on a terminal."""
+    line = " ".join(text[: 10 * MAX_DETAIL_LENGTH].split())[:MAX_DETAIL_LENGTH]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def with_message_id(message: Message, message_id: str) -> Message:
+    """`message` under another id, its content shared.
+
+    Flower leaves the id to whatever carries the message, and gives it no setter.
+    """
+    old = message.metadata
+    metadata = Metadata(
+        run_id=old.run_id,
+        message_id=message_id,
+        src_node_id=old.src_node_id,
+        dst_node_id=old.dst_node_id,
+        reply_to_message_id=old.reply_to_message_id,
+        group_id=old.group_id,
+        created_at=old.created_at,
+        ttl=old.ttl,
+        message_type=old.message_type,
+        src_task_id=old.src_task_id,
+        dst_task_id=old.dst_task_id,
+    )
+    if message.has_error():
+        return Message(metadata=metadata, error=message.error)  # type: ignore[call-overload,no-any-return]
+    return Message(metadata=metadata, content=message.content)  # type: ignore[call-overload,no-any-return]
+
+
+def set_task_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
+    """Say who this process is: building a Flower message needs it. One per process, not thread."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = node_id
+    TaskIdentity.task_id = task_id
+
+
+@contextmanager
+def task_identity(run_id: int, node_id: int, task_id: int = 1) -> Iterator[None]:
+    """Be another node for the duration of a `with` block, and then again who we were."""
+    try:
+        before = (TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id)
+    except RuntimeError:  # nobody yet
+        before = None
+    set_task_identity(run_id, node_id, task_id)
+    try:
+        yield
+    finally:
+        if before is not None:
+            set_task_identity(*before)
+
+
+def make_run(run_id: int) -> Run:
+    """Flower's description of a run that has nothing but its id."""
+    return Run.create_empty(run_id)
+
+
+def _blob_record(name: str, stype: str, blob: bytes) -> ArrayRecord:
+    array = Array(dtype="uint8", shape=(len(blob),), stype=stype, data=blob)
+    return ArrayRecord({name: array})
+
+
+def _check_keys(content: RecordDict, expected: set[str]) -> None:
+    found = set(content)
+    if found != expected:
+        raise ValueError(f"records are {sorted(found)}, expected {sorted(expected)}")
+
+
+def _read_blob(record: object, name: str, stype: str) -> bytes:
+    """The bytes of the only array in `record`, every field that describes them checked."""
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"record '{ARRAYS_KEY}' is a {type(record).__name__}, not an ArrayRecord")
+    if set(record) != {name}:
+        raise ValueError(f"{len(record)} arrays {sorted(record)[:3]}, expected ['{name}']")
+    array = record[name]
+    if array.stype != stype:
+        raise ValueError(f"array '{name}' is of type {array.stype!r}, expected '{stype}'")
+    if not isinstance(array.data, bytes):
+        raise ValueError(f"array '{name}' holds a {type(array.data).__name__}, not bytes")
+    # Flower compares neither with the data, and over gRPC the shape may come as any sequence.
+    if array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
+        raise ValueError(
+            f"array '{name}' says {array.dtype} {tuple(array.shape)}, holds {len(array.data)} bytes"
+        )
+    return array.data
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bad(reason: str, detail: str) -> BadReply:
+    return BadReply(reason=reason, detail=one_line(detail))

@@ -1,0 +1,1 @@
+"""Training on one machine: losses, schedules, local steps, evaluation, checkpoints."""

@@ -1,0 +1,114 @@
+"""Prediction, and the figures that judge it. B batch, K landmarks, N images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedcunet import metrics
+from fedcunet.data.annotations import AnnotationSet
+from fedcunet.data.crops import Crops
+from fedcunet.data.heatmaps import decode_heatmaps
+from fedcunet.training.local import STRIDE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Accuracy on a set of images; percentages."""
+
+    metric_name: str  # nme_percent, pck_percent or pckh_percent
+    percent: float
+    error_N: np.ndarray  # each image's NME, or its mean distance over the metric's length, percent
+    per_landmark_K: np.ndarray  # NME, or share of correct landmarks, of each landmark
+    auc: float | None  # of the NME below 8 %, faces only
+    failure_percent: float | None  # share of images with NME above 8 %, faces only
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    crops: Crops,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Points (N, K, 2) in crop pixels, from the last supervised U-Net's heatmaps."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    points = []
+    for start in range(0, len(crops), batch_size):
+        batch = crops.batch(range(start, min(start + batch_size, len(crops))))
+        images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
+        points.append(decode_heatmaps(model(images_B3HW)[-1].float(), stride=STRIDE).cpu().numpy())
+        if progress is not None:
+            progress(min(start + batch_size, len(crops)), len(crops))
+    model.train(was_training)
+    return np.concatenate(points).astype(np.float64)
+
+
+def score(
+    predicted_NK2: np.ndarray, target_NK2: np.ndarray, labelled_NK: np.ndarray, metric: str
+) -> Evaluation:
+    """The metric of the data set: `nme` (inter-ocular) or `pck` (0.2 of the torso).
+
+    All coordinates of an image are in one frame; the metrics do not depend on its scale. Images
+    of people without a torso are left out of PCK.
+    """
+    if metric == "nme":
+        nme_N = metrics.nme_per_image(predicted_NK2, target_NK2)
+        distance_NK = np.linalg.norm(predicted_NK2 - target_NK2, axis=2)
+        ocular_N1 = np.linalg.norm(target_NK2[:, 36] - target_NK2[:, 45], axis=1)[:, None]
+        return Evaluation(
+            metric_name="nme_percent",
+            percent=metrics.nme_percent(predicted_NK2, target_NK2),
+            error_N=100 * nme_N,
+            per_landmark_K=100 * (distance_NK / ocular_N1).mean(axis=0),
+            auc=metrics.auc(nme_N),
+            failure_percent=metrics.failure_percent(nme_N),
+        )
+    rates = metrics.pck(predicted_NK2, target_NK2, labelled_NK)
+    torso_N1 = np.linalg.norm(target_NK2[:, 9] - target_NK2[:, 2], axis=1)[:, None]
+    distance_NK = np.linalg.norm(predicted_NK2 - target_NK2, axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_NK = np.where(labelled_NK, distance_NK / torso_N1, 0.0)
+        error_N = 100 * share_NK.sum(axis=1) / labelled_NK.sum(axis=1)
+    return Evaluation(
+        metric_name="pck_percent",
+        percent=rates.weighted,
+        error_N=error_N,
+        per_landmark_K=np.asarray(rates.per_joint),
+        auc=None,
+        failure_percent=None,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    test_set: AnnotationSet,
+    crops: Crops,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """The accuracy of `model` on the plain crops of `test_set`."""
+    predicted_NK2 = predict(model, crops, progress=progress)
+    target_NK2, labelled_NK = crops.targets()
+    return score(predicted_NK2, target_NK2, labelled_NK, test_set.scheme.metric)
+
+
+def evaluate_mean_shape(train_crops: Crops, test_set: AnnotationSet, crops: Crops) -> Evaluation:
+    """The accuracy of predicting the mean training shape in every crop: what a blind guess has."""
+    target_NK2, labelled_NK = crops.targets()
+    guess_NK2 = np.broadcast_to(mean_shape(train_crops), target_NK2.shape)
+    return score(guess_NK2, target_NK2, labelled_NK, test_set.scheme.metric)
+
+
+def mean_shape(train_crops: Crops) -> np.ndarray:
+    """Mean of the labelled training points (K, 2) in crop pixels: what a blind guess predicts."""
+    points_NK2, labelled_NK = train_crops.targets()
+    weight_NK1 = labelled_NK[:, :, None].astype(np.float64)
+    total_K1 = np.maximum(weight_NK1.sum(axis=0), 1)
+    mean_K2: np.ndarray = (np.nan_to_num(points_NK2) * weight_NK1).sum(axis=0) / total_K1
+    return mean_K2

@@ -1,0 +1,132 @@
+"""The training loop that central training and federated clients share.
+
+B batch, K landmarks, S heatmap side.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedcunet.config import DataConfig
+from fedcunet.data.crops import Augmentation, Crops, CropSubset
+from fedcunet.data.heatmaps import gaussian_heatmaps
+from fedcunet.errors import RunFailure
+from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
+from fedcunet.training.losses import regression_loss
+
+STRIDE = 4  # crop pixels of a heatmap pixel
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    # The paper's: decay 0.99, eps 1e-8, no momentum, no weight decay.
+    "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr, alpha=0.99, eps=1e-8),
+    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalResult:
+    """What a pass of training did."""
+
+    num_examples: int  # crops that were trained on, repeats counted
+    num_steps: int
+    loss: float  # mean over the steps
+    seconds: float  # wall time of loading and steps
+
+
+def augmentation_of(data: DataConfig) -> Augmentation:
+    """The augmentation of a setting."""
+    return Augmentation(
+        scale=(1 - data.scale, 1 + data.scale),
+        rotation_degrees=data.rotation,
+        flip=data.flip,
+        colour=data.colour,
+    )
+
+
+def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cuts `order` into batches; a last batch of one joins the one before it.
+
+    BatchNorm needs two values a channel, and the neck of a 64-pixel crop is one pixel wide; a
+    single example is taken twice (its augmentations differ).
+    """
+    cut = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        cut[-2] += cut.pop()
+    if cut and len(cut[-1]) == 1:
+        cut[-1] *= 2
+    return cut
+
+
+def train_pass(
+    model: nn.Module,
+    crops: Crops | CropSubset,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch_size: int,
+    num_epochs: float,
+    sigma: float,
+    augmentation: Augmentation | None,
+    seed: Sequence[int],
+    progress: Callable[[int, int, float], None] | None = None,
+) -> LocalResult:
+    """Trains `model` in place for `num_epochs` passes over `crops`.
+
+    Everything random (order, augmentation, rounding) follows from `seed` alone.
+
+    Args:
+        model: network whose output is a list of heatmaps, on its device.
+        crops: the examples.
+        optimizer: over the model's parameters; its learning rate is used as it stands.
+        batch_size: examples of a step.
+        num_epochs: may be a fraction; at least one step is made.
+        sigma: of the target Gaussians in heatmap pixels.
+        augmentation: None for the plain crops.
+        seed: integers that identify this pass, such as (seed, round, client).
+        progress: called after each step with steps done, steps in all, and the step's loss.
+
+    Raises:
+        RunFailure: if the loss is not finite.
+    """
+    begin = time.perf_counter()
+    generator = np.random.default_rng(list(seed))
+    seed_rounding(model, int(generator.integers(2**63)))
+    device = next(model.parameters()).device
+    latent = quantised_weights(model)
+    wanted = max(1, round(num_epochs * len(crops)))
+    order: list[int] = []
+    while len(order) < wanted:
+        order += generator.permutation(len(crops)).tolist()
+    plan = batches(order[:wanted], batch_size)
+    model.train()
+    losses = []
+    for step, indices in enumerate(plan, start=1):
+        batch = crops.batch(indices, augmentation=augmentation, generator=generator)
+        images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
+        target_BKSS = gaussian_heatmaps(
+            batch.points_BK2.to(device),
+            batch.labelled_BK.to(device),
+            side=images_B3HW.shape[-1] // STRIDE,
+            stride=STRIDE,
+            sigma=sigma,
+        )
+        loss = regression_loss(model(images_B3HW), target_BKSS, batch.labelled_BK.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        clamp_latent_weights(latent)
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]):
+            raise RunFailure(f"training step {step}: the loss is {losses[-1]}; lower the rate")
+        if progress is not None:
+            progress(step, len(plan), losses[-1])
+    return LocalResult(
+        num_examples=sum(map(len, plan)),
+        num_steps=len(plan),
+        loss=float(np.mean(losses)),
+        seconds=time.perf_counter() - begin,
+    )

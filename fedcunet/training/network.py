@@ -1,0 +1,68 @@
+"""From a setting to a network, and between a network and one vector of its state."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedcunet.config import RunConfig
+from fedcunet.models import DUNet
+from fedcunet.quant.layers import quantise_network
+from fedcunet.payload import Layout
+
+COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
+
+
+def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
+    """The setting's network with weights that follow from its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model: nn.Module = DUNet(
+            config.model.unets,
+            config.model.order,
+            num_landmarks,
+            num_supervisions=config.model.supervisions or None,
+        )
+    quantise_network(model, config.quant.spec())
+    # The layout in which oneDNN and cuDNN convolve fastest; values do not change.
+    return model.to(memory_format=torch.channels_last)
+
+
+def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and BatchNorm statistics by name, in the model's order; no copies."""
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)
+    }
+
+
+def network_layout(model: nn.Module) -> Layout:
+    """How the state of `model` lies in one vector.
+
+    Fine are BatchNorm's tensors and the first and last convolutions, which are not quantised.
+    """
+    ends = set(model.end_layers())  # type: ignore[operator]
+    names_shapes = {name: tuple(tensor.shape) for name, tensor in state_tensors(model).items()}
+    fine = {
+        name for name, shape in names_shapes.items()
+        if len(shape) != 4 or name.rpartition(".")[0] in ends
+    }
+    return Layout.from_tensors(names_shapes, fine)
+
+
+def get_vector(model: nn.Module) -> np.ndarray:
+    """The whole state as float32, in the order of `network_layout`."""
+    # reshape(-1) reads in the logical order, whatever the memory format.
+    flat = [tensor.detach().reshape(-1).cpu() for tensor in state_tensors(model).values()]
+    vector: np.ndarray = torch.cat(flat).numpy()
+    return vector
+
+
+@torch.no_grad()
+def set_vector(model: nn.Module, vector: np.ndarray) -> None:
+    """Puts a vector of `get_vector` into `model`."""
+    position = 0
+    for tensor in state_tensors(model).values():
+        part = torch.from_numpy(vector[position : position + tensor.numel()])
+        tensor.copy_(part.view(tensor.shape))
+        position += tensor.numel()
+    if position != len(vector):
+        raise ValueError(f"the network has {position} values, the vector {len(vector)}")

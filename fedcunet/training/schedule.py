@@ -1,0 +1,51 @@
+"""Learning rates over a training.
+
+The named schedules are the paper's (Tang et al., ECCV 2018, section 4, "Training"): for faces the
+rate is divided by 5, 2 and 2 at epochs 30, 60 and 90, for poses by 5 at epoch 100.
+"""
+
+import math
+
+from fedcunet.errors import UserError
+
+FACE = ((30.0, 1 / 5), (60.0, 1 / 2), (90.0, 1 / 2))
+POSE = ((100.0, 1 / 5),)
+
+
+def rate_factor(schedule: str, *, epoch: float, num_epochs: float, is_face: bool) -> float:
+    """What the first learning rate is multiplied by at `epoch` (0-based, may be a fraction).
+
+    Args:
+        schedule: `paper`, `constant`, `cosine`, or factors that apply from an epoch on, such as
+            "30:0.2,60:0.5"; factors multiply.
+        epoch: passes over the data done so far.
+        num_epochs: passes of the whole training, for `cosine`, which ends at 1 % of the rate.
+        is_face: which of the paper's schedules `paper` is.
+
+    Raises:
+        UserError: if the schedule cannot be read.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        progress = min(max(epoch / num_epochs, 0.0), 1.0)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "paper":
+        steps = FACE if is_face else POSE
+    else:
+        steps = _parse(schedule)
+    return math.prod(factor for start, factor in steps if epoch >= start)
+
+
+def _parse(schedule: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [part.split(":") for part in schedule.split(",")]
+        steps = tuple((float(start), float(factor)) for start, factor in pairs)
+    except ValueError:
+        steps = ()
+    if not steps or not all(start >= 0 and 0 < factor < math.inf for start, factor in steps):
+        raise UserError(
+            "training.schedule: expected paper, constant, cosine or epoch:factor pairs such as "
+            f"30:0.2,60:0.5, found '{schedule}'"
+        )
+    return steps

@@ -1,0 +1,222 @@
+"""The Flower server app: a whole federated run, from the first model to the summary."""
+
+import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
+
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedcunet.config import RunConfig
+from fedcunet.data import AnnotationSet, load
+from fedcunet.data.crops import Crops
+from fedcunet.errors import RunFailure, UserError
+from fedcunet.rounds import ClientLine, RoundLine, Server
+from fedcunet.training.checkpoint import model_bytes, tensors_sha256
+from fedcunet.training.evaluation import (
+    Evaluation,
+    evaluate_mean_shape,
+    predict,
+    score,
+)
+from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
+from fedcunet.training.schedule import rate_factor
+from server.recorder import RunRecorder
+
+app = ServerApp()
+
+RUNS_DIR = Path(".fedcunet/runs")
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def begin(
+        self,
+        setting_name: str,
+        num_rounds: int,
+        metric_name: str,
+        baseline_percent: float | None = None,
+    ) -> None: ...
+    def client_done(self, round: int, done: int, total: int) -> None: ...
+    def round_done(self, line: dict[str, Any]) -> None: ...
+    def end(self, summary: dict[str, Any]) -> None: ...
+
+
+class NoDisplay:
+    """Shows nothing."""
+
+    def begin(self, *_: Any, **__: Any) -> None: ...
+    def client_done(self, *_: Any) -> None: ...
+    def round_done(self, line: dict[str, Any]) -> None: ...
+    def end(self, summary: dict[str, Any]) -> None: ...
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the setting of Flower's run configuration into `.fedcunet/runs/flower-<run id>`."""
+    config = RunConfig.from_flat(dict(context.run_config))
+    out = RUNS_DIR / f"flower-{context.run_id}"
+    serve(grid, config, out=out, name=out.name, display=NoDisplay())
+
+
+def serve(
+    grid: Grid, config: RunConfig, *, out: Path, name: str, display: Display
+) -> dict[str, Any]:
+    """Runs `config` over the nodes of `grid` into the run folder `out`.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        UserError: the folder is taken, or data cannot be used.
+        RunFailure: no client can take part, or no round was committed.
+    """
+    begin = time.perf_counter()
+    test_data = TestData.load(config)
+    recorder = RunRecorder(out, config)
+    token = f"{name}-{secrets.token_hex(4)}"
+    token = "".join(character if character.isalnum() else "-" for character in token)[-64:]
+    try:
+        display.begin(
+            name, config.federation.rounds, test_data.baseline.metric_name,
+            test_data.baseline.percent,
+        )
+        run = _Run(config=config, test_data=test_data, recorder=recorder, display=display)
+        server = Server(
+            grid=grid,
+            config=config,
+            layout=network_layout(run.model),
+            state_N=get_vector(run.model),
+            learning_rate=lambda round_number: learning_rate(config, test_data.data, round_number),
+            token=token,
+            observer=run,
+        )
+        server.run()
+        summary = run.summary(name, time.perf_counter() - begin)
+        recorder.summary(summary)
+        display.end(summary)
+    finally:
+        recorder.close()
+        # In a simulation the clients' state lies on this machine; the run has ended.
+        shutil.rmtree(Path(config.federation.state_dir) / token, ignore_errors=True)
+    if not summary["rounds_committed"]:
+        raise RunFailure(f"run {out}: no round was committed; the reasons are in metrics.jsonl")
+    return summary
+
+
+def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> float:
+    """The clients' learning rate in a round: the schedule, with local epochs as epochs."""
+    local_epochs = config.training.local_epochs
+    return config.training.learning_rate * rate_factor(
+        config.training.schedule,
+        epoch=(round_number - 1) * local_epochs,
+        num_epochs=config.federation.rounds * local_epochs,
+        is_face=data.scheme.metric == "nme",
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class TestData:
+    """The central test set, and what predicting the mean training shape achieves on it."""
+
+    __test__ = False  # not a test case
+
+    data: AnnotationSet
+    crops: Crops
+    baseline: Evaluation
+
+    @classmethod
+    def load(cls, config: RunConfig) -> "TestData":
+        """Reads the setting's subsets. Raises UserError if one has no images."""
+        data = config.data
+        train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
+        test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
+        for found in (train_set, test_set):
+            if not found.annotations:
+                raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
+        train_crops, crops = (
+            Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
+            for found in (train_set, test_set)
+        )
+        baseline = evaluate_mean_shape(train_crops, test_set, crops)
+        return cls(data=test_set, crops=crops, baseline=baseline)
+
+
+class _Run:
+    """Observes the rounds: evaluates, records, shows."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        test_data: TestData,
+        recorder: RunRecorder,
+        display: Display,
+    ) -> None:
+        self.model: nn.Module = build_network(config, test_data.data.scheme.num_landmarks)
+        self._config, self._test_data = config, test_data
+        self._recorder, self._display = recorder, display
+        self._last: Evaluation | None = None
+        self._predicted_NK2: np.ndarray | None = None
+
+    def client_done(self, round_number: int, done: int, total: int) -> None:
+        self._display.client_done(round_number, done, total)
+
+    def round_done(self, line: RoundLine, clients: list[ClientLine], state_N: np.ndarray) -> None:
+        federation = self._config.federation
+        scheme = self._test_data.data.scheme
+        evaluation = None
+        if line.outcome == "committed":
+            set_vector(self.model, state_N)
+            self._recorder.checkpoint(self.model, scheme, line.round)
+        due = line.round % federation.evaluate_every == 0 or line.round == federation.rounds
+        if due:
+            self._predicted_NK2 = predict(self.model, self._test_data.crops)
+            target_NK2, labelled_NK = self._test_data.crops.targets()
+            evaluation = score(self._predicted_NK2, target_NK2, labelled_NK, scheme.metric)
+            self._last = evaluation
+        self._display.round_done(self._recorder.round(line, clients, evaluation))
+
+    def summary(self, name: str, seconds: float) -> dict[str, Any]:
+        """The figures of the whole run, and the example pictures beside them."""
+        assert self._last is not None
+        assert self._predicted_NK2 is not None
+        crops, scheme = self._test_data.crops, self._test_data.data.scheme
+        self._recorder.examples(crops, self._predicted_NK2, self._last.error_N, scheme)
+        recorder, spec = self._recorder, self._config.quant.spec()
+        totals, num_replies = recorder.totals, sum(recorder.replies.values())
+        committed, abandoned = totals["committed"], totals["abandoned"]
+        layout = network_layout(self.model)
+        per_reply = 1 / max(num_replies, 1)
+        up, down = totals["bytes_up"] * per_reply, totals["bytes_down"] * per_reply
+        return {
+            "name": name,
+            "outcome": "completed" if committed else "failed",
+            "rounds_committed": committed,
+            "rounds_abandoned": abandoned,
+            "metric_name": self._last.metric_name,
+            self._last.metric_name: self._last.percent,
+            "mean_shape_percent": self._test_data.baseline.percent,
+            "auc": self._last.auc,
+            "failure_percent": self._last.failure_percent,
+            "images": len(crops),
+            "quantisation": spec.name,
+            "model_bytes": model_bytes(self.model, spec.weight_bits, spec.alpha),
+            "bytes_up_per_client_round": up,
+            "bytes_down_per_client_round": down,
+            "bits_per_parameter_up": 8 * up / layout.num_parameters,
+            "bits_per_parameter_down": 8 * down / layout.num_parameters,
+            "replies": dict(recorder.replies),
+            "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
+            "seconds": seconds,
+            "checkpoint_sha256": tensors_sha256(self.model),
+            "setting": self._config.flat(),
+        }

@@ -1,0 +1,165 @@
+"""The run folder: everything that a run leaves behind, written as it goes.
+
+`config.toml`, `metrics.jsonl` (a line a round), `clients.jsonl` (a line a reply), `checkpoint/`,
+`tensorboard/`, `summary.json`, `examples.npz` (pictures with predicted points for the report).
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from fedcunet.config import RunConfig
+from fedcunet.data.annotations import LandmarkScheme
+from fedcunet.data.crops import Crops
+from fedcunet.errors import UserError
+from fedcunet.rounds import ClientLine, RoundLine
+from fedcunet.training.checkpoint import save_checkpoint, write_atomically
+from fedcunet.training.evaluation import Evaluation
+
+logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 12  # pictures in examples.npz
+
+
+class RunRecorder:
+    """Writes one run folder.
+
+    Args:
+        folder: made if it is not there; it must not hold a run.
+        config: the setting.
+
+    Raises:
+        UserError: if the folder holds something already.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"run folder {folder}: expected an empty or new folder, found files")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.totals: Counter[str] = Counter()
+        self.replies: Counter[str] = Counter()
+        self.device_seconds = 0.0
+        self._config = config
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+        text = tomli_w.dumps(config.nested())
+        write_atomically(folder / "config.toml", lambda path: path.write_text(text) and None)
+
+    def round(
+        self, line: RoundLine, clients: Iterable[ClientLine], evaluation: Evaluation | None
+    ) -> dict[str, Any]:
+        """Appends the lines of a round; returns the round's, as in `metrics.jsonl`."""
+        metrics: dict[str, Any] = {
+            "round": line.round,
+            "outcome": line.outcome,
+            "reason": line.reason,
+            "accepted": line.replies.get("accepted", 0),
+            "replies": line.replies,
+            "train_loss": line.train_loss,
+            "metric_name": evaluation.metric_name if evaluation else None,
+            "metric": evaluation.percent if evaluation else None,
+            "bytes_up": line.bytes_up,
+            "bytes_down": line.bytes_down,
+            "device_seconds": line.device_seconds,
+            "seconds": line.seconds,
+            "learning_rate": line.learning_rate,
+            "reproducible": line.reproducible,
+        }
+        self._append("metrics.jsonl", [metrics])
+        self._append("clients.jsonl", [_client_object(client) for client in clients])
+        self.totals[line.outcome] += 1
+        self.totals["bytes_up"] += line.bytes_up
+        self.totals["bytes_down"] += line.bytes_down
+        self.replies.update(line.replies)
+        self.device_seconds += line.device_seconds
+        scalars = {
+            "train/loss": line.train_loss,
+            "train/learning_rate": line.learning_rate,
+            "bytes/up": line.bytes_up,
+            "bytes/down": line.bytes_down,
+            "clients/accepted": line.replies.get("accepted", 0),
+            "evaluation/percent": evaluation.percent if evaluation else None,
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, line.round)  # type: ignore[no-untyped-call]
+        return metrics
+
+    def checkpoint(self, model: nn.Module, scheme: LandmarkScheme, round_number: int) -> None:
+        """Replaces the checkpoint by the global model after `round_number`."""
+        path = self.folder / "checkpoint" / "model.safetensors"
+        save_checkpoint(path, model, self._config, scheme, {"round": str(round_number)})
+
+    def examples(
+        self,
+        crops: Crops,
+        predicted_NK2: np.ndarray,
+        error_N: np.ndarray,
+        scheme: LandmarkScheme,
+    ) -> None:
+        """Keeps pictures from all over the test set, evenly spaced in the order of its files."""
+        picked = np.linspace(0, len(crops) - 1, min(NUM_EXAMPLES, len(crops))).round().astype(int)
+        batch = crops.batch(picked.tolist())
+        images_NHWC = (batch.images_B3HW.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        target_NK2 = batch.points_BK2.numpy().astype(np.float64)
+        target_NK2[~batch.labelled_BK.numpy()] = np.nan
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    images_NHWC=images_NHWC,
+                    predicted_NK2=predicted_NK2[picked],
+                    target_NK2=target_NK2,
+                    error_N=error_N[picked],
+                    scheme=np.array(scheme.name),
+                )
+
+        write_atomically(self.folder / "examples.npz", write)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Writes `summary.json`, the last file of a run."""
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self.folder / "summary.json", lambda path: path.write_text(text) and None)
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        self._tensorboard.close()  # type: ignore[no-untyped-call]
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _client_object(line: ClientLine) -> dict[str, Any]:
+    """A line of `clients.jsonl`."""
+    metrics = line.metrics
+    return {
+        "round": line.round,
+        "client": line.client,
+        "outcome": line.outcome,
+        "detail": line.detail,
+        "num_examples": line.num_examples,
+        "steps": metrics.get("steps"),
+        "loss": metrics.get("loss"),
+        "bytes_up": line.bytes_up,
+        "bytes_down": line.bytes_down,
+        "bits_per_parameter": line.bits_per_parameter,
+        "compute_seconds": metrics.get("compute-seconds"),
+        "encode_seconds": metrics.get("encode-seconds"),
+        "device": line.device,
+        "device_seconds": {
+            part: metrics.get(f"device-{part}-seconds")
+            for part in ("compute", "downlink", "uplink")
+        }
+        | {"total": metrics.get("device-seconds")},
+    }

@@ -1,0 +1,286 @@
+"""`python -m simulations run | compare | report`: federated runs of virtual clients."""
+
+import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from clients.devices import assign, parse_fleet
+from fedcunet.commands.errors import run_app
+from fedcunet.config import RunConfig
+from fedcunet.errors import RunFailure, UserError
+from fedcunet.training.checkpoint import write_atomically
+from server.app import RUNS_DIR, serve
+from simulations.display import RunDisplay, comparison_table
+from simulations.loopback import LoopbackGrid
+from simulations.ray_grid import RayGrid
+from simulations.ray_session import check_memory, start_ray
+from simulations.report import write_comparison_report, write_run_report
+
+CLIENT_APP = "clients.app:app"
+ENGINES = ("ray", "loopback")
+
+app = typer.Typer(
+    help="Federated training of virtual clients on this machine or on a Ray cluster. "
+    "A setting is a TOML file; simulations/settings/ holds some to start from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """How the virtual clients are run; none of it changes the result."""
+
+    name: str
+    num_workers: int
+    num_gpus: int
+    ray_address: str | None
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise UserError(f"--engine: expected {' or '.join(ENGINES)}, found '{self.name}'")
+        if self.num_workers < 1:
+            raise UserError(f"--num-workers: expected 1 or more, found {self.num_workers}")
+        if self.num_gpus < 0:
+            raise UserError(f"--num-gpus: expected 0 or more, found {self.num_gpus}")
+
+    def session(self, stack: ExitStack) -> None:
+        """Starts Ray until the stack closes, so that several runs share one."""
+        if self.name == "ray":
+            if self.ray_address is None:
+                check_memory(self.num_workers)
+            stack.enter_context(
+                start_ray(
+                    self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address
+                )
+            )
+
+    def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
+        """The grid of the setting's virtual clients, closed with the stack."""
+        devices = assign(
+            parse_fleet(config.federation.fleet), config.federation.clients, config.seed
+        )
+        local = {
+            "data.root": config.data.root,
+            "data.cache-bytes": config.data.cache_bytes,
+            "federation.state-dir": config.federation.state_dir,
+        }
+        nodes = [local | {"device": device.name} for device in devices]
+        flat = config.flat()
+        threads = config.training.threads
+        if self.name == "loopback":
+            return LoopbackGrid(CLIENT_APP, nodes, flat, threads_per_client=threads)
+        return stack.enter_context(
+            RayGrid(
+                CLIENT_APP,
+                nodes,
+                flat,
+                num_workers=self.num_workers,
+                num_gpus=self.num_gpus,
+                threads_per_client=threads,
+                ray_address=self.ray_address,
+            )
+        )
+
+
+SettingArgument = Annotated[Path, typer.Argument(help="Setting file (TOML).", show_default=False)]
+SettingsArgument = Annotated[
+    list[Path], typer.Argument(help="Setting files (TOML), one run each.", show_default=False)
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Data set: 300w, faces, lsp or lspet.")
+]
+RootOption = Annotated[str | None, typer.Option("--root", help="Folder of the data set.")]
+ClientsOption = Annotated[int | None, typer.Option("--clients", help="Number of clients.")]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="ray: worker processes; loopback: this process alone.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--num-workers", help="Ray workers; as many as processors where not given."),
+]
+GpusOption = Annotated[int, typer.Option("--num-gpus", help="GPUs that the workers share.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--ray-address", help="Join this Ray cluster.", envvar="RAY_ADDRESS")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; new under .fedcunet/runs by default.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value on standard output, and no table.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress display.")]
+
+
+@app.command()
+def run(
+    setting: SettingArgument,
+    data: DataOption = None,
+    root: RootOption = None,
+    clients: ClientsOption = None,
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    engine: EngineOption = "ray",
+    num_workers: WorkersOption = None,
+    num_gpus: GpusOption = 0,
+    ray_address: AddressOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Runs one setting and writes its run folder with report.html.
+
+    Example: python -m simulations run simulations/settings/float32.toml --rounds 5
+    """
+    config = _configured(setting, data, root, clients, rounds, seed)
+    chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
+    folder = out or _new_folder(setting.stem)
+    with ExitStack() as stack, RunDisplay(quiet=quiet) as display:
+        chosen.session(stack)
+        grid = chosen.grid(config, stack)
+        summary = serve(grid, config, out=folder, name=setting.stem, display=display)
+    report = write_run_report(folder)
+    _print_results([summary], as_json, [summary["name"], str(folder), str(report)], summary)
+
+
+@app.command()
+def compare(
+    settings: SettingsArgument,
+    data: DataOption = None,
+    root: RootOption = None,
+    clients: ClientsOption = None,
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    engine: EngineOption = "ray",
+    num_workers: WorkersOption = None,
+    num_gpus: GpusOption = 0,
+    ray_address: AddressOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Runs several settings one after the other; prints and writes one table.
+
+    The folder holds a run folder for each setting, table.json and report.html.
+    Example: python -m simulations compare simulations/settings/*.toml --rounds 5
+    """
+    names = [setting.stem for setting in settings]
+    if len(set(names)) != len(names):
+        raise UserError(f"settings: expected different file names, found {', '.join(names)}")
+    configs = [
+        _configured(setting, data, root, clients, rounds, seed) for setting in settings
+    ]
+    folder = out or _new_folder("compare")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"folder {folder}: expected an empty or new folder, found files")
+    summaries: list[dict[str, Any]] = []
+    failures: list[str] = []
+    with ExitStack() as session, RunDisplay(quiet=quiet) as display:
+        _engine(engine, num_workers, num_gpus, ray_address, configs[0]).session(session)
+        for name, config in zip(names, configs, strict=True):
+            chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
+            try:
+                with ExitStack() as stack:
+                    grid = chosen.grid(config, stack)
+                    summaries.append(
+                        serve(grid, config, out=folder / name, name=name, display=display)
+                    )
+            except RunFailure as failure:  # the other settings are still worth running
+                failures.append(f"{name}: {failure}")
+    if not summaries:
+        raise RunFailure("; ".join(failures))
+    text = json.dumps(summaries, indent=2) + "\n"
+    write_atomically(folder / "table.json", lambda path: path.write_text(text) and None)
+    report = write_comparison_report(folder, [folder / summary["name"] for summary in summaries])
+    _print_results(summaries, as_json, [str(folder), str(report)], summaries)
+    if failures:
+        raise RunFailure("; ".join(failures))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or folder of a comparison.")],
+) -> None:
+    """Writes report.html anew from a run folder or a comparison's folder."""
+    if (folder / "table.json").is_file():
+        rows = json.loads((folder / "table.json").read_text())
+        path = write_comparison_report(folder, [folder / row["name"] for row in rows])
+    else:
+        path = write_run_report(folder)
+    print(path)
+
+
+def _configured(
+    setting: Path,
+    data: str | None,
+    root: str | None,
+    clients: int | None,
+    rounds: int | None,
+    seed: int | None,
+) -> RunConfig:
+    """The setting with the options that were given."""
+    if data is not None and root is None:
+        raise UserError(f"--data {data}: expected --root DIR beside it, found none")
+    return RunConfig.from_toml(setting).replace(
+        data__name=data,
+        data__root=root,
+        federation__clients=clients,
+        federation__rounds=rounds,
+        seed=seed,
+    )
+
+
+def _engine(
+    name: str, num_workers: int | None, num_gpus: int, ray_address: str | None, config: RunConfig
+) -> Engine:
+    available = len(os.sched_getaffinity(0))
+    return Engine(
+        name=name,
+        num_workers=num_workers or max(1, min(available, config.federation.clients)),
+        num_gpus=num_gpus,
+        ray_address=ray_address,
+    )
+
+
+def _new_folder(name: str) -> Path:
+    """`.fedcunet/runs/NAME`, with a number behind it where that is taken."""
+    folder, number = RUNS_DIR / name, 1
+    while folder.exists():
+        number += 1
+        folder = RUNS_DIR / f"{name}-{number}"
+    return folder
+
+
+def _print_results(
+    summaries: list[dict[str, Any]], as_json: bool, places: list[str], value: Any
+) -> None:
+    """The table and where things lie, or one JSON value."""
+    if as_json:
+        json.dump(value, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    console = Console()
+    console.print(comparison_table(summaries))
+    console.print(f"report: {places[-1]}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Runs the command line."""
+    run_app(app, "simulations")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Packing against numpy's own bits, Eq. 6 and scales against values worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedcunet.bits import (
+    check_bits,
+    covering_scale,
+    linear_quantise,
+    pack_codes,
+    pack_tensor,
+    packed_length,
+    power_of_two_scale,
+    sigma,
+    stochastic_round,
+    unpack_codes,
+    unpack_tensor,
+)
+from fedcunet.errors import UserError
+
+LENGTHS = (0, 1, 7, 8, 9, 16, 1001)
+
+
+def reference_packing(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The definition in the module's docstring, bit by bit."""
+    stream = (codes[:, None] >> np.arange(bits)) & 1
+    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_packed_codes_are_the_little_endian_bit_stream_and_come_back(bits: int) -> None:
+    for length in LENGTHS:
+        codes = np.random.default_rng(length).integers(0, 1 << bits, length)
+        packed = pack_codes(codes, bits)
+        assert packed.dtype == np.uint8
+        assert packed.size == packed_length(length, bits)
+        np.testing.assert_array_equal(packed, reference_packing(codes, bits))
+        np.testing.assert_array_equal(unpack_codes(packed, bits=bits, count=length), codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_tensors_pack_into_the_same_bytes_as_arrays(bits: int) -> None:
+    for length in LENGTHS:
+        codes = np.random.default_rng(length).integers(0, 1 << bits, length)
+        tensor = torch.from_numpy(codes).to(torch.uint8 if bits <= 8 else torch.int32)
+        packed = pack_tensor(tensor, bits)
+        np.testing.assert_array_equal(packed.numpy(), pack_codes(codes, bits))
+        back = unpack_tensor(packed, bits=bits, count=length)
+        np.testing.assert_array_equal(back.numpy(), codes)
+
+
+def test_codes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[0, 8\)"):
+        pack_codes(np.array([1, 8]), 3)
+    with pytest.raises(ValueError, match=r"\[0, 8\)"):
+        pack_codes(np.array([-1]), 3)
+
+
+def test_unpacking_refuses_a_wrong_number_of_bytes() -> None:
+    with pytest.raises(ValueError, match="take 4 bytes, not 3"):
+        unpack_codes(np.zeros(3, dtype=np.uint8), bits=3, count=9)
+    with pytest.raises(ValueError, match="take 4 bytes, not 5"):
+        unpack_tensor(torch.zeros(5, dtype=torch.uint8), bits=3, count=9)
+
+
+@pytest.mark.parametrize("bits", [0, 17, 33, -1, 2.5, float("nan"), float("inf")])
+def test_bits_outside_the_range_are_a_user_error_that_names_it(bits: float) -> None:
+    with pytest.raises(UserError, match="weight bits must be a whole number from 1 to 16, not"):
+        check_bits(bits, low=1, high=16, what="weight bits")
+    assert issubclass(UserError, ValueError)
+
+
+def test_sigma_is_the_step_of_the_paper() -> None:
+    assert [sigma(bits) for bits in (1, 2, 8)] == [1.0, 0.5, 1 / 128]
+
+
+def test_linear_quantise_is_equation_6_for_arrays_and_tensors() -> None:
+    # k = 3: step 1/4, halves to even, clipped to ±3/4.
+    values = [-2.0, -0.8, -0.375, -0.1, 0.0, 0.125, 0.13, 0.375, 0.7, 0.9, 5.0]
+    expected = [-0.75, -0.75, -0.5, 0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 0.75, 0.75]
+    array = linear_quantise(np.array(values, dtype=np.float32), 3)
+    tensor = linear_quantise(torch.tensor(values), 3)
+    np.testing.assert_array_equal(array, np.array(expected, dtype=np.float32))
+    assert torch.equal(tensor, torch.tensor(expected))
+    assert array.dtype == np.float32
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+def test_linear_quantise_refuses_bits_without_a_grid(bits: int) -> None:
+    with pytest.raises(UserError, match="2 to 16"):
+        linear_quantise(np.zeros(1), bits)
+
+
+def test_power_of_two_scale_rounds_the_logarithm() -> None:
+    # The boundary between 1 and 2 is the square root of 2.
+    values = np.array([0.0, 1.0, 1.41, 1.42, 2.0, 3.0, 2.0**-140, 2.0**100], dtype=np.float32)
+    expected = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 2.0**-140, 2.0**100], dtype=np.float32)
+    np.testing.assert_array_equal(power_of_two_scale(values), expected)
+    assert torch.equal(power_of_two_scale(torch.from_numpy(values)), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+def test_covering_scale_is_the_smallest_power_of_two_that_clips_nothing(bits: int) -> None:
+    values = np.geomspace(1e-20, 1e20, 500).astype(np.float32)
+    most = 1 - sigma(bits)
+    on_grid = (most * 2.0 ** np.arange(-9, 9)).astype(np.float32)
+    values = np.concatenate([values, on_grid])
+    scales = covering_scale(values, bits)
+    assert scales.dtype == np.float32
+    assert np.all(np.frexp(scales)[0] == 0.5)
+    assert np.all(values <= scales * most)
+    assert np.all(values > scales / 2 * most)
+    assert torch.equal(covering_scale(torch.from_numpy(values), bits), torch.from_numpy(scales))
+    assert covering_scale(np.zeros(1), bits)[0] == 1
+
+
+def test_stochastic_rounding_is_right_on_average_and_repeats_with_its_generator() -> None:
+    value, count = -1.7, 40_000
+    array = stochastic_round(np.full(count, value), np.random.default_rng(1))
+    tensor = stochastic_round(torch.full((count,), value), torch.Generator().manual_seed(1))
+    # Standard deviation of the mean: sqrt(0.3 * 0.7 / 40000) = 0.0023.
+    for rounded in (array, tensor.numpy()):
+        assert set(np.unique(rounded)) == {-2.0, -1.0}
+        assert abs(rounded.mean() - value) < 0.012
+    again = stochastic_round(torch.full((count,), value), torch.Generator().manual_seed(1))
+    assert torch.equal(tensor, again)
+
+
+def test_stochastic_rounding_leaves_whole_numbers_alone() -> None:
+    whole = np.arange(-5.0, 6.0)
+    np.testing.assert_array_equal(stochastic_round(whole, np.random.default_rng(0)), whole)
+
+
+def test_stochastic_rounding_needs_the_generator_of_the_right_library() -> None:
+    with pytest.raises(TypeError, match="numpy Generator"):
+        stochastic_round(np.zeros(1), None)
+    with pytest.raises(TypeError, match="torch Generator"):
+        stochastic_round(torch.zeros(1), np.random.default_rng(0))

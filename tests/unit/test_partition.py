@@ -1,0 +1,141 @@
+"""Partitions: photos whole, nothing lost, nobody empty, the same every time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedcunet.data import Annotation, load
+from fedcunet.data.partition import SCHEMES, partition
+from fedcunet.errors import UserError
+
+
+def _faces(photos_by_source: dict[str, Sequence[int]]) -> list[Annotation]:
+    """Annotations by source; each number is how many faces one photo has."""
+    faces = []
+    for source, counts in photos_by_source.items():
+        for photo, count in enumerate(counts):
+            faces.extend(
+                Annotation(
+                    image=Path(f"{photo}_{k}.jpg"),
+                    points_K2=np.zeros((1, 2)),
+                    labelled_K=np.ones(1, dtype=bool),
+                    box_xywh=(0, 0, 1, 1),
+                    box_origin="given",
+                    source=source,
+                    photo=f"{source}/{photo}",
+                )
+                for k in range(count)
+            )
+    return faces
+
+
+_MIXED = {"afw": [5, 1, 2] * 20, "helen": [1, 2, 1, 1] * 75, "lfpw": [1] * 80}
+
+
+def _part(faces: list[Annotation], **settings: object) -> list[np.ndarray]:
+    defaults = {"num_clients": 12, "scheme": "iid", "alpha": 0.5, "skew": 0.0, "seed": 3}
+    return partition(faces, **(defaults | settings))
+
+
+def _mix(faces: list[Annotation], parts: list[np.ndarray]) -> np.ndarray:
+    """(clients, sources) shares."""
+    sources = sorted({face.source for face in faces})
+    counts = np.array(
+        [[sum(faces[i].source == s for i in part) for s in sources] for part in parts]
+    )
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("skew", [0.0, 1.5])
+@pytest.mark.parametrize("num_clients", [1, 2, 12, 200])
+def test_every_annotation_goes_to_one_client_with_its_photo_and_nobody_is_empty(
+    scheme: str, skew: float, num_clients: int
+) -> None:
+    faces = _faces(_MIXED)
+    parts = _part(faces, scheme=scheme, skew=skew, num_clients=num_clients)
+    assert len(parts) == num_clients
+    assert all(len(part) and part.dtype == np.int64 for part in parts)
+    assert sorted(np.concatenate(parts)) == list(range(len(faces)))
+    photos = [{faces[i].photo for i in part} for part in parts]
+    assert sum(map(len, photos)) == len(set().union(*photos))
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_seed_decides_everything(scheme: str) -> None:
+    faces = _faces(_MIXED)
+    one, two, other = (_part(faces, scheme=scheme, seed=seed) for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_iid_parts_are_as_equal_as_whole_photos_allow() -> None:
+    faces = _faces(_MIXED)
+    sizes = [len(part) for part in _part(faces)]
+    assert max(sizes) - min(sizes) <= 5
+    mix = _mix(faces, _part(faces, num_clients=4))
+    assert np.abs(mix - mix.mean(axis=0)).max() < 0.12
+
+
+def test_skew_spreads_the_sizes() -> None:
+    sizes = np.array([len(part) for part in _part(_faces(_MIXED), num_clients=40, skew=1.0)])
+    ratio = np.percentile(sizes, 95) / np.percentile(sizes, 5)
+    assert 8 < ratio < 60
+
+
+def test_by_source_a_client_has_one_source_and_sources_get_clients_by_their_size() -> None:
+    faces = _faces({"a": [1] * 600, "b": [1] * 300, "c": [1] * 100, "d": [1] * 2})
+    parts = _part(faces, scheme="source", num_clients=11)
+    sources = [{faces[i].source for i in part} for part in parts]
+    assert all(len(names) == 1 for names in sources)
+    counts = {name: sum(name in names for names in sources) for name in "abcd"}
+    assert counts == {"a": 6, "b": 3, "c": 1, "d": 1}
+
+
+def test_by_source_no_source_gets_more_clients_than_it_has_photos() -> None:
+    faces = _faces({"a": [50, 50], "b": [1] * 8})
+    parts = _part(faces, scheme="source", num_clients=10)
+    assert sorted(len(part) for part in parts) == [1] * 8 + [50, 50]
+
+
+def test_by_source_with_fewer_clients_than_sources_deals_whole_sources() -> None:
+    faces = _faces({"a": [1] * 10, "b": [1] * 6, "c": [1] * 5})
+    parts = _part(faces, scheme="source", num_clients=2)
+    assert sorted(len(part) for part in parts) == [10, 11]
+
+
+def test_small_alpha_separates_sources_and_large_alpha_mixes_them() -> None:
+    faces = _faces({"a": [1] * 400, "b": [1] * 400})
+    apart, mixed = (
+        np.abs(_mix(faces, _part(faces, scheme="dirichlet", alpha=alpha))[:, 0] - 0.5).mean()
+        for alpha in (0.05, 1000.0)
+    )
+    assert apart > 0.4
+    assert mixed < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"num_clients": 441}, "at least one photo for each of 441 clients, found 440 photos"),
+        ({"num_clients": 0}, "expected 1 client or more"),
+        ({"scheme": "video"}, "expected one of iid, source, dirichlet"),
+        ({"skew": -0.1}, "skew: expected 0 to 10"),
+        ({"scheme": "dirichlet", "alpha": 0.0}, "alpha: expected a finite number above 0"),
+        ({"scheme": "dirichlet", "alpha": float("nan")}, "alpha: expected a finite number above 0"),
+    ],
+)
+def test_impossible_partitions_are_refused(settings: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        _part(_faces(_MIXED), **settings)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_real_faces_keep_photos_whole(data_root: Path, scheme: str) -> None:
+    faces = list(load("300w", data_root / "300w", "train").annotations)
+    parts = _part(faces, scheme=scheme, num_clients=50, skew=0.5)
+    photos = [{faces[i].photo for i in part} for part in parts]
+    assert sum(map(len, photos)) == len(set().union(*photos))

@@ -1,0 +1,517 @@
+"""The HTML reports, rendered from a run folder made up here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from clients.devices import assign, device_time, parse_fleet
+from fedcunet.errors import UserError
+from simulations.charts import Axis, Line, line_chart, tick_bytes, tick_number, tick_seconds
+from simulations.report import write_comparison_report, write_run_report
+from simulations.run_folder import read_run_folder
+
+NASTY = '<script>alert("1")</script> & $x_1$ \x1b[31m "quoted" \u0645'
+NUM_PARAMETERS = 226_000
+
+
+def face_points() -> np.ndarray:
+    """68 points (68, 2) of a plain face in a 64 x 64 crop, in the order of the scheme."""
+
+    def arc(x: float, y: float, rx: float, ry: float, start: float, end: float, n: int) -> Any:
+        angles = np.radians(np.linspace(start, end, n))
+        return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
+
+    return np.concatenate(
+        [
+            arc(32, 28, 21, 29, 180, 0, 17),
+            arc(23, 23, 7, 4, 190, 350, 5),
+            arc(41, 23, 7, 4, 190, 350, 5),
+            np.stack([np.full(4, 32.0), np.linspace(25, 36, 4)], axis=1),
+            arc(32, 37, 5, 2.5, 180, 0, 5),
+            arc(23, 27, 4, 2, 180, 480, 6),
+            arc(41, 27, 4, 2, 180, 480, 6),
+            arc(32, 46, 8, 4, 180, 510, 12),
+            arc(32, 46, 5, 1.5, 180, 495, 8),
+        ]
+    )
+
+
+def face_image(points_K2: np.ndarray, tone: int) -> np.ndarray:
+    """A drawing of the face, uint8 (64, 64, 3)."""
+    image = np.full((64, 64, 3), (tone // 2, tone // 2 + 20, 90), np.uint8)
+    outline = np.concatenate([points_K2[:17], points_K2[26:16:-1] - (0, 8)])
+    cv2.fillPoly(image, [outline.astype(np.int32)], (tone, tone - 40, tone - 60))
+    for part in (slice(36, 42), slice(42, 48), slice(48, 60)):
+        cv2.fillPoly(image, [points_K2[part].astype(np.int32)], (70, 40, 40))
+    return cv2.GaussianBlur(image, (3, 3), 0)
+
+
+def write_examples(path: Path, spread: float, num: int = 8, seed: int = 0) -> None:
+    """`examples.npz` of drawn faces; the pictures are the same whatever the spread."""
+    generator = np.random.default_rng(7)
+    targets = np.stack([face_points() + generator.normal(0, 1.5, (1, 2)) for _ in range(num)])
+    images = np.stack([face_image(t, 150 + 10 * i) for i, t in enumerate(targets)])
+    noise = np.random.default_rng(seed).normal(0, spread, targets.shape)
+    noise += np.random.default_rng(seed + 1).normal(0, spread, (num, 1, 2))
+    predicted = targets + noise
+    scale = np.linalg.norm(targets[:, 36] - targets[:, 45], axis=1)
+    error = 100 * np.linalg.norm(noise, axis=2).mean(axis=1) / scale
+    np.savez(
+        path,
+        images_NHWC=images,
+        predicted_NK2=predicted,
+        target_NK2=targets,
+        error_N=error,
+        scheme="face68",
+    )
+
+
+def write_run(
+    path: Path,
+    name: str = "i8-w1-g8-eden2",
+    *,
+    codec: str = "eden",
+    bits: float = 2.19,
+    final: float = 8.1,
+    num_rounds: int = 20,
+    num_clients: int = 8,
+    compute: float = 2.4,
+    abandoned: tuple[int, ...] = (6,),
+) -> Path:
+    """A run folder as a run would leave it."""
+    path.mkdir(parents=True)
+    generator = np.random.default_rng(len(name))
+    devices = assign(parse_fleet("phone-low:1,phone-mid:2,phone-high:1"), num_clients, seed=0)
+    sizes = np.sort(generator.integers(30, 300, num_clients))[::-1]
+    up, down = int(NUM_PARAMETERS * bits / 8), NUM_PARAMETERS * 4
+    rounds, replies, totals = [], [], {"accepted": 0}
+    for number in range(1, num_rounds + 1):
+        lost = number in abandoned
+        counts: dict[str, int] = {}
+        slowest = 0.0
+        for client, device in enumerate(devices):
+            outcome = "accepted"
+            if lost and client % 2 or (number + client) % 37 == 0:
+                outcome = "late" if client % 2 else "checksum"
+            counts[outcome] = counts.get(outcome, 0) + 1
+            seconds = compute * float(sizes[client]) / 200 * generator.uniform(0.9, 1.1)
+            time = device_time(device, seconds, down, up)
+            slowest = max(slowest, time.total)
+            replies.append(
+                {
+                    "round": number,
+                    "client": client,
+                    "outcome": outcome,
+                    "num_examples": int(sizes[client]),
+                    "steps": 12,
+                    "loss": 0.02,
+                    "bytes_up": up,
+                    "bytes_down": down,
+                    "bits_per_parameter": bits,
+                    "compute_seconds": seconds,
+                    "encode_seconds": 0.01,
+                    "device": device.name,
+                    "device_seconds": {
+                        "compute": time.compute,
+                        "uplink": time.uplink,
+                        "downlink": time.downlink,
+                        "total": time.total,
+                    },
+                }
+            )
+        for reason, count in counts.items():
+            totals[reason] = totals.get(reason, 0) + count
+        share = math.exp(-5 * number / num_rounds)
+        metric = final + 42 * share + generator.normal(0, 0.15) * (number < num_rounds)
+        rounds.append(
+            {
+                "round": number,
+                "outcome": "abandoned" if lost else "committed",
+                "reason": "4 of 8 replies accepted, quorum is 6" if lost else "",
+                "accepted": counts["accepted"],
+                "replies": counts,
+                "train_loss": None if lost else 0.004 + 0.03 * share,
+                "metric_name": "nme_percent",
+                "metric": None if lost or number % 2 else metric,
+                "bytes_up": up * num_clients,
+                "bytes_down": down * num_clients,
+                "device_seconds": slowest,
+                "seconds": 3.1,
+                "learning_rate": 0.001,
+            }
+        )
+    setting = {
+        "seed": 0,
+        "model.unets": 2,
+        "quant.bits": "8,1,8" if bits < 30 else "32,32,32",
+        "update.codec": codec,
+        "update.bits": round(bits),
+        "federation.clients": num_clients,
+        "federation.fleet": "phone-low:1,phone-mid:2,phone-high:1",
+    }
+    summary = {
+        "name": name,
+        "setting": setting,
+        "outcome": "completed",
+        "rounds_committed": num_rounds - len(abandoned),
+        "rounds_abandoned": len(abandoned),
+        "metric_name": "nme_percent",
+        "nme_percent": rounds[-1]["metric"],
+        "mean_shape_percent": 17.9,
+        "model_bytes": 904_000 if bits > 30 else 61_000,
+        "bytes_up_per_client_round": up,
+        "bytes_down_per_client_round": down,
+        "bits_per_parameter_up": bits,
+        "bits_per_parameter_down": 32.0,
+        "replies": totals,
+        "seconds": 3.1 * num_rounds,
+        "checkpoint_sha256": "00" * 32,
+    }
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
+    (path / "clients.jsonl").write_text("".join(json.dumps(line) + "\n" for line in replies))
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "config.toml").write_text('seed = 0\n[model]\nunets = 2\n[update]\ncodec = "eden"\n')
+    write_examples(path / "examples.npz", spread=final / 14)
+    return path
+
+
+def write_three_runs(folder: Path) -> list[Path]:
+    """The folders of the main job: float32, 2-bit EDEN, 1-bit sign."""
+    return [
+        write_run(folder / "a", "float32", codec="float32", bits=32.01, final=6.4, compute=2.0),
+        write_run(folder / "b", "i8-w1-g8-eden2", bits=2.19, final=8.1),
+        write_run(folder / "c", "i8-w2-g8-sign-ef", codec="sign", bits=1.27, final=8.6),
+    ]
+
+
+class Page(HTMLParser):
+    """Tags, text and balance of a page."""
+
+    void = frozenset(("meta", "br", "img", "link", "input"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def values(self, attribute: str) -> list[str]:
+        return [attrs[attribute] or "" for _, attrs in self.tags if attribute in attrs]
+
+
+def read_page(path: Path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.open
+    return page
+
+
+def chart(page: Page, begins: str) -> str:
+    """Description of the chart whose description begins so."""
+    found = [label for label in page.values("aria-label") if label.startswith(begins)]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("compare")
+    return folder, write_three_runs(folder)
+
+
+@pytest.fixture(scope="module")
+def run_page(three: tuple[Path, list[Path]]) -> Page:
+    return read_page(write_run_report(three[1][1]))
+
+
+@pytest.fixture(scope="module")
+def comparison_page(three: tuple[Path, list[Path]], run_page: Page) -> Page:
+    return read_page(write_comparison_report(three[0], three[1]))
+
+
+def test_the_run_report_gives_the_headline_figures_in_human_units(run_page: Page) -> None:
+    for figure in ("17.90 %", "61.9 kB", "2.19", "904 kB", "61.0 kB", "1 min 02 s"):
+        assert figure in run_page.text
+    assert "19 rounds committed, 1 abandoned" in run_page.text
+
+
+def test_every_curve_of_a_run_is_drawn_with_its_baseline(run_page: Page) -> None:
+    for begins in ("NME by round", "NME by bytes sent", "NME by device time"):
+        description = chart(run_page, begins)
+        assert "Dashed line: mean shape 17.9 %" in description
+    # 20 rounds of 8 clients, up and down: the cost of the abandoned round counts.
+    total = 20 * 8 * (61_867 + 904_000)
+    assert f"at {tick_bytes(total)}" in chart(run_page, "NME by bytes sent")
+    assert "from 0.0276" in chart(run_page, "Training loss")
+
+
+def test_rejections_and_abandoned_rounds_are_listed_with_their_reasons(run_page: Page) -> None:
+    assert "quorum is 6" in run_page.text
+    assert "late" in run_page.words
+    assert "checksum" in run_page.words
+
+
+def test_clients_are_listed_with_device_and_split_device_time(run_page: Page) -> None:
+    description = chart(run_page, "Device time by client")
+    assert description.count("uplink") == 8
+    assert {"phone-low", "phone-mid", "phone-high"} <= set(run_page.words)
+
+
+def test_pictures_carry_predicted_and_true_points_and_their_error(run_page: Page) -> None:
+    paths = [attrs for tag, attrs in run_page.tags if tag == "path"]
+    for kind in ("true", "predicted"):
+        drawn = [attrs["d"] or "" for attrs in paths if attrs.get("class") == kind]
+        assert [path.count("h0") for path in drawn] == [68] * 8
+    errors = re.findall(
+        r"Test picture \d, error ([\d.]+) %", " ".join(run_page.values("aria-label"))
+    )
+    assert len(errors) == 8
+
+
+def test_a_comparison_puts_the_same_pictures_side_by_side(comparison_page: Page) -> None:
+    labels = [x for x in comparison_page.values("aria-label") if x.startswith("Test picture ")]
+    assert len(labels) == 8 * 3
+    rows = [label for label in labels if label.startswith("Test picture 1,")]
+    assert ["float32" in rows[0], "eden2" in rows[1], "sign-ef" in rows[2]] == [True] * 3
+
+
+def test_a_comparison_says_how_many_times_fewer_bytes_than_float32(comparison_page: Page) -> None:
+    assert "1.00×" in comparison_page.words
+    assert "14.6×" in comparison_page.words
+    assert "25.2×" in comparison_page.words
+    assert chart(comparison_page, "Final NME by bytes up").count("%") >= 3
+
+
+def test_a_comparison_links_to_the_reports_below_it(comparison_page: Page) -> None:
+    assert comparison_page.values("href")[0] == "b/report.html"
+
+
+def test_a_comparison_tells_what_differs_from_what_is_the_same(comparison_page: Page) -> None:
+    words = comparison_page.words
+    assert words.index("update.codec") < words.index("The same in all") < words.index("model.unets")
+
+
+def test_a_report_is_complete_in_itself(three: tuple[Path, list[Path]], run_page: Page) -> None:
+    text = (three[1][1] / "report.html").read_text(encoding="utf-8")
+    assert len(text) < 3_000_000
+    assert not re.search(r"<(script|link|iframe)\b|@import|url\((?!#)", text)
+    for tag, attrs in run_page.tags:
+        for key in ("src", "href"):
+            assert (attrs.get(key) or "#").startswith(("#", "data:image/")), (tag, key)
+
+
+def test_ids_are_unique_and_every_reference_within_a_drawing_has_its_target(
+    three: tuple[Path, list[Path]], comparison_page: Page
+) -> None:
+    ids = comparison_page.values("id")
+    assert len(ids) == len(set(ids))
+    text = (three[0] / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+
+
+def test_every_picture_has_a_description(comparison_page: Page, run_page: Page) -> None:
+    for page in (comparison_page, run_page):
+        drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
+        assert drawings
+        assert all(attrs.get("role") == "img" and attrs.get("aria-label") for attrs in drawings)
+
+
+def test_the_same_folder_gives_the_same_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_rounds=4, abandoned=())
+    first = write_run_report(run).read_bytes()
+    assert write_run_report(run).read_bytes() == first
+
+
+def test_text_from_files_stays_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", NASTY, num_rounds=4, abandoned=(2,))
+    for name in ("metrics.jsonl", "clients.jsonl", "summary.json"):
+        text = (run / name).read_text()
+        for plain in ("late", "phone-low", "quorum is 6", '"eden"'):
+            nasty = json.dumps(NASTY)
+            text = text.replace(plain, nasty if plain.startswith('"') else nasty[1:-1])
+        (run / name).write_text(text)
+    other = write_run(tmp_path / "other", "_b", num_rounds=4)
+    for report in (write_run_report(run), write_comparison_report(tmp_path, [run, other])):
+        text = report.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert "\x1b" not in text
+        assert "alert(" in read_page(report).text
+
+
+def test_a_run_that_has_not_ended_is_reported_from_its_lines(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "half", num_rounds=6, abandoned=(6,))
+    for name in ("summary.json", "clients.jsonl", "config.toml", "examples.npz"):
+        (run / name).unlink()
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text + '{"round": 7, "outco')
+    page = read_page(write_run_report(run))
+    assert "half" in page.text
+    assert "unfinished: 5 rounds committed, 1 abandoned" in page.text
+    assert "61.9 kB" in page.text
+    for note in ("summary.json is missing", "1 line could not be read", "clients.jsonl is missing"):
+        assert note in page.text
+
+
+def test_a_run_of_which_every_round_was_abandoned_has_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_rounds=3, abandoned=(1, 2, 3))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["nme_percent"] = summary["mean_shape_percent"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = read_page(write_run_report(run))
+    assert "0 rounds committed, 3 abandoned" in page.text
+    read_page(write_comparison_report(tmp_path / "out", [run, run]))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        '[]\n"x"\n1\n{}\n{"round": "x"}\n',
+        '{"round": 1, "metric": NaN, "train_loss": Infinity, "bytes_up": "x", "replies": 3}\n',
+        '{"round": 1, "metric": -1, "bytes_up": -5, "device_seconds": 1e400, "outcome": []}\n',
+        '{"round": 1, "metric": true, "metric_name": 3, "reason": {"a": "<b>"}, "replies": {"": 1}}\n',
+    ],
+)
+def test_lines_that_make_no_sense_do_not_break_the_report(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    (tmp_path / "clients.jsonl").write_text(lines + '{"client": null, "device_seconds": [1]}\n')
+    (tmp_path / "summary.json").write_text('{"replies": [], "setting": 3, "name": null}')
+    read_page(write_run_report(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["no archive", "wrong shape", "no key"])
+def test_unusable_pictures_become_a_note(tmp_path: Path, kind: str) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2, abandoned=())
+    path = run / "examples.npz"
+    if kind == "no archive":
+        path.write_bytes(b"PK\x03\x04 cut short")
+    elif kind == "no key":
+        np.savez(path, images_NHWC=np.zeros((1, 8, 8, 3), np.uint8))
+    else:
+        zeros = np.zeros((2, 68, 2))
+        images = np.zeros((1, 8, 8, 3), np.uint8)
+        np.savez(
+            path, images_NHWC=images, predicted_NK2=zeros, target_NK2=zeros, error_N=np.zeros(2)
+        )
+    assert read_run_folder(run).examples is None
+    assert "examples.npz" in read_page(write_run_report(run)).text
+
+
+def test_points_that_are_not_labelled_are_not_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2, abandoned=())
+    with np.load(run / "examples.npz") as data:
+        arrays = dict(data)
+    arrays["labelled_NK"] = np.arange(68)[None] < np.full((8, 1), 60)
+    arrays["predicted_NK2"][:, 0] = np.nan
+    np.savez(run / "examples.npz", **arrays)
+    page = read_page(write_run_report(run))
+    by_kind = {attrs.get("class"): attrs["d"] or "" for tag, attrs in page.tags if tag == "path"}
+    assert by_kind["true"].count("h0") == 60
+    assert by_kind["predicted"].count("h0") == 67
+    assert by_kind["stick"].count("L") == 59
+
+
+def test_a_thousand_clients_are_summed_up_by_profile_and_stay_small(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_clients=1000, num_rounds=2, abandoned=())
+    path = write_run_report(run)
+    assert path.stat().st_size < 3_000_000
+    page = read_page(path)
+    assert chart(page, "Device time by profile").count("uplink") == 3
+    assert "500 more in clients.jsonl." in page.text
+
+
+def test_large_pictures_are_left_out_until_the_page_is_small_enough(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2, abandoned=())
+    noise = np.random.default_rng(0).integers(0, 256, (48, 256, 256, 3), dtype=np.uint8)
+    points = np.zeros((48, 68, 2))
+    np.savez(
+        run / "examples.npz",
+        images_NHWC=noise,
+        predicted_NK2=points,
+        target_NK2=points,
+        error_N=np.zeros(48),
+    )
+    path = write_run_report(run)
+    assert path.stat().st_size < 3_000_000
+    assert any(x.startswith("Test picture") for x in read_page(path).values("aria-label"))
+
+
+def test_a_folder_that_holds_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        write_run_report(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no run"):
+        write_run_report(tmp_path)
+    with pytest.raises(UserError, match="at least one run folder"):
+        write_comparison_report(tmp_path, [])
+
+
+def test_a_failed_write_leaves_the_former_report_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2, abandoned=())
+    before = write_run_report(run).read_bytes()
+    names = sorted(path.name for path in run.iterdir())
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_run_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert sorted(path.name for path in run.iterdir()) == names
+
+
+def test_labels_at_the_ends_of_lines_are_kept_apart() -> None:
+    lines = [Line(f"name{i}", (1.0, 2.0), (9.0, 5.0 + i / 1000)) for i in range(4)]
+    svg = line_chart(
+        "c", lines, Axis("round", tick_number), Axis("NME", tick_number), description="d"
+    )
+    heights = sorted(
+        float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>name\d</text>', svg)
+    )
+    assert len(heights) == 4
+    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 9
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (tick_bytes(200_000), "200 kB"),
+        (tick_bytes(5e6), "5 MB"),
+        (tick_seconds(90.0), "90 s"),
+        (tick_seconds(300.0), "5 min"),
+        (tick_seconds(9000.0), "2.5 h"),
+        (tick_number(0.5), "0.5"),
+    ],
+)
+def test_ticks_are_written_without_needless_digits(text: str, expected: str) -> None:
+    assert text == expected

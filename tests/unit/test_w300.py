@@ -1,0 +1,216 @@
+"""The 300-W reader: every oddity known from files in circulation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from fedcunet.data import FACE68, load
+from fedcunet.data.w300 import photo_key, read_pts
+from fedcunet.errors import UserError
+
+_POINTS = [(10 + k, 200 - 2 * k) for k in range(68)]
+_LINES = [f"{x} {y}" for x, y in _POINTS]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: 1\nn_points:  68\n{\n" + "\n".join(_LINES) + "\n}\n",
+        "version: 1\nn_points: 68\n{\n" + "\n".join(_LINES) + "\n}",
+        "\n".join(_LINES),
+        "\n".join(_LINES) + "\n\n",
+        "\r\n".join(["version: 1", "n_points: 68", "{", *_LINES, "}"]) + "\r\n",
+        "\n".join(f"  {x:.6f}\t{y:.2e} " for x, y in _POINTS),
+        "\ufeffversion: 1\n{\n" + "\n".join(_LINES) + "\n}",
+    ],
+    ids=["official", "no final newline", "no header", "blank end", "crlf", "spaces", "bom"],
+)
+def test_points_are_read_in_every_spelling_and_become_0_based(tmp_path: Path, text: str) -> None:
+    points_K2 = read_pts(_write(tmp_path / "a.pts", text))
+    np.testing.assert_allclose(points_K2, np.array(_POINTS) - 1.0)
+    assert points_K2.dtype == np.float64
+
+
+def test_integers_and_minus_signs_are_kept(tmp_path: Path) -> None:
+    lines = ["-3 -4.5", "7 +0.25", *_LINES[2:]]
+    points_K2 = read_pts(_write(tmp_path / "a.pts", "\n".join(lines)))
+    np.testing.assert_array_equal(points_K2[:2], [[-4, -5.5], [6, -0.75]])
+
+
+@pytest.mark.parametrize("count", [0, 67, 69])
+def test_another_number_of_points_is_refused_with_file_and_both_numbers(
+    tmp_path: Path, count: int
+) -> None:
+    path = _write(tmp_path / "face.pts", "\n".join((_LINES + _LINES)[:count]))
+    with pytest.raises(UserError, match=rf"face\.pts: expected 68 points, found {count}"):
+        read_pts(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_points_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> None:
+    path = _write(tmp_path / "face.pts", "\n".join([f"{value} 3", *_LINES[1:]]))
+    with pytest.raises(UserError, match=r"face\.pts: expected finite coordinates"):
+        read_pts(path)
+
+
+def test_a_damaged_point_line_is_refused_and_not_skipped(tmp_path: Path) -> None:
+    path = _write(tmp_path / "face.pts", "\n".join(["12.3 4x.5", *_LINES[1:]]))
+    with pytest.raises(UserError, match="expected 68 points, found 67"):
+        read_pts(path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "stem", "photo"),
+    [
+        ("helen/trainset", "296814969_1", "helen/296814969"),
+        ("helen/testset", "296814969_3", "helen/296814969"),
+        ("afw", "18489332_11", "afw/18489332"),
+        ("lfpw/trainset", "image_0001", "lfpw/trainset/image_0001"),
+        ("lfpw/testset", "image_0001", "lfpw/testset/image_0001"),
+        ("ibug", "image_092", "ibug/image_092"),
+        ("ibug", "image_092 _01", "ibug/image_092"),
+        ("300W/01_Indoor", "indoor_001", "300W/01_Indoor/indoor_001"),
+    ],
+)
+def test_photo_is_told_from_face_number_by_folder(folder: str, stem: str, photo: str) -> None:
+    assert photo_key(folder, stem) == photo
+
+
+def test_subsets_take_their_folders(make_300w) -> None:
+    root = make_300w(
+        {
+            "afw": ["1_1.jpg"],
+            "helen/trainset": ["2_1.jpg", "2_2.jpg"],
+            "lfpw/trainset": ["image_0001.png"],
+            "helen/testset": ["3_1.jpg"],
+            "lfpw/testset": ["image_0001.png"],
+            "ibug": ["image_092 _01.jpg"],
+            "300W/01_Indoor": ["indoor_001.png"],
+        }
+    )
+    sizes = {
+        subset: len(load("300w", root, subset).annotations)
+        for subset in ("train", "common", "challenge", "test", "full", "private", "helen/testset")
+    }
+    assert sizes == {
+        "train": 4,
+        "common": 2,
+        "challenge": 1,
+        "test": 3,
+        "full": 3,
+        "private": 1,
+        "helen/testset": 1,
+    }
+    train = load("300w", root, "train")
+    assert train.scheme is FACE68
+    assert train.problems == ()
+    assert [a.source for a in train.annotations] == [
+        "afw",
+        "helen/trainset",
+        "helen/trainset",
+        "lfpw/trainset",
+    ]
+    assert all(a.labelled_K.all() and a.box_origin == "landmarks" for a in train.annotations)
+
+
+def test_box_is_the_square_around_the_points(make_300w) -> None:
+    annotation = load("300w", make_300w({"afw": ["1_1.jpg"]}), "afw").annotations[0]
+    low, high = annotation.points_K2.min(axis=0), annotation.points_K2.max(axis=0)
+    x, y, width, height = annotation.box_xywh
+    assert width == height == pytest.approx((high - low).max())
+    np.testing.assert_allclose([x + width / 2, y + height / 2], (low + high) / 2)
+
+
+def test_faces_whose_photo_is_in_the_test_set_are_left_out_of_training(make_300w) -> None:
+    root = make_300w({"helen/trainset": ["7_1.jpg", "8_1.jpg"], "helen/testset": ["7_3.jpg"]})
+    train = load("300w", root, "train")
+    assert [a.photo for a in train.annotations] == ["helen/8"]
+    assert any("7_1.jpg" in line and "7_3.pts" in line for line in train.problems)
+    assert len(load("300w", root, "helen/testset").annotations) == 1
+
+
+def test_extensions_in_capitals_and_mirrored_copies_are_dealt_with(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.JPG", "1_1_mirror.jpg", "2_1.Png"]})
+    faces = load("300w", root, "afw")
+    assert [a.image.name for a in faces.annotations] == ["1_1.JPG", "2_1.Png"]
+    assert faces.problems == ("afw: 2 _mirror files (not part of 300-W) are ignored",)
+
+
+def test_files_without_partner_are_named(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.jpg", "2_1.jpg", "3_1.jpg"]})
+    (root / "afw" / "1_1.jpg").unlink()
+    (root / "afw" / "2_1.pts").unlink()
+    faces = load("300w", root, "afw")
+    assert [a.photo for a in faces.annotations] == ["afw/3"]
+    assert faces.problems == (
+        "afw: no image to 1_1.pts; left out",
+        "afw: no .pts to 2_1.jpg; left out",
+    )
+
+
+def test_missing_folders_are_refused_in_one_line(make_300w, tmp_path: Path) -> None:
+    root = make_300w({"afw": ["1_1.jpg"]})
+    (root / "ibug").mkdir()
+    for path, subset, text in (
+        (tmp_path / "nowhere", "train", "is not a folder"),
+        (root, "common", "expected helen/testset or lfpw/testset"),
+        (root, "challenge", "expected images and .pts files"),
+        (root, "trian", r"found afw, ibug \(subsets: train"),
+    ):
+        with pytest.raises(UserError, match=text) as caught:
+            load("300w", path, subset)
+        assert "\n" not in str(caught.value)
+
+
+def _write_boxes(root: Path, names: list[str]) -> None:
+    (root / "Bounding_Boxes").mkdir()
+    kinds = [("imgName", object), ("bb_detector", object), ("bb_ground_truth", object)]
+    cells = np.empty((1, len(names)), dtype=object)
+    for index, name in enumerate(names):
+        record = np.empty((1, 1), dtype=kinds)
+        record[0, 0] = (name, np.array([[11.0, 21, 41, 61]]), np.array([[2.0, 3, 5, 7]]))
+        cells[0, index] = record
+    savemat(root / "Bounding_Boxes" / "bounding_boxes_ibug.mat", {"bounding_boxes": cells})
+
+
+def test_given_boxes_are_matched_without_spaces_and_become_0_based(make_300w) -> None:
+    root = make_300w({"ibug": ["image_092 _01.jpg", "image_093.jpg"]})
+    _write_boxes(root, ["image_092_01.jpg"])
+    given = load("300w", root, "challenge", boxes="given")
+    assert given.annotations[0].box_xywh == (10, 20, 30, 40)
+    assert [a.box_origin for a in given.annotations] == ["given", "landmarks"]
+    assert given.problems == ("ibug: 1 of 2 faces have no given box; their landmark box is used",)
+    tight = load("300w", root, "challenge", boxes="ground-truth")
+    assert tight.annotations[0].box_xywh == (1, 2, 3, 4)
+
+
+def test_boxes_that_do_not_exist_are_refused(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.jpg"]})
+    with pytest.raises(UserError, match=r"bounding_boxes_afw\.mat: not there"):
+        load("300w", root, "afw", boxes="given")
+    with pytest.raises(UserError, match="boxes must be one of landmarks"):
+        load("300w", root, "afw", boxes="tight")
+
+
+def test_real_faces_are_all_read(data_root: Path) -> None:
+    train = load("300w", data_root / "300w", "train")
+    test = load("300w", data_root / "300w", "test")
+    photos = {a.photo for a in train.annotations}
+    assert len(train.annotations) == 1159
+    assert len(test.annotations) == 312
+    assert not photos & {a.photo for a in test.annotations}
+
+
+def test_real_given_boxes_lie_around_the_face(data_root: Path) -> None:
+    faces = load("300w", data_root / "300w_originals", "afw", boxes="ground-truth")
+    for face in faces.annotations:
+        x, y, width, height = face.box_xywh
+        np.testing.assert_allclose([x, y], face.points_K2.min(axis=0), atol=1.5)
+        np.testing.assert_allclose([x + width, y + height], face.points_K2.max(axis=0), atol=1.5)
