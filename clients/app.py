@@ -11,7 +11,6 @@ import functools
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +70,9 @@ def train(message: Message, context: Context) -> Message:
         raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
     start_N = received.decode()
     set_vector(model, start_N)
-    result = _train_locally(model, crops, config, float(values[rounds.LEARNING_RATE]), client,
-                            round_number)
+    result = _train_locally(
+        model, crops, config, float(values[rounds.LEARNING_RATE]), client, round_number
+    )
 
     begin = time.perf_counter()
     state = ClientState(
@@ -81,7 +81,11 @@ def train(message: Message, context: Context) -> Message:
         client=client,
     )
     coded = _encode(
-        get_vector(model) - start_N, config, layout, state, round_number,
+        get_vector(model) - start_N,
+        config,
+        layout,
+        state,
+        round_number,
         acknowledged_round=int(values[rounds.ACKNOWLEDGED]),
     )
     encode_seconds = time.perf_counter() - begin
@@ -196,9 +200,7 @@ def _dataset(data: DataConfig) -> AnnotationSet:
 @functools.lru_cache(maxsize=2)
 def _crops(data: DataConfig) -> Crops:
     found = _dataset(data)
-    return Crops(
-        found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes
-    )
+    return Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedcunet.training.checkpoint import write_atomically
+from fedcunet.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

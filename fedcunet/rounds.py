@@ -5,10 +5,11 @@ they are sampled, and their updates summed, in the order of these ids, so that t
 depend on who answers first.
 """
 
+import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -33,6 +34,7 @@ from fedcunet.records import (
     BadReply,
     ConfigScalar,
     Description,
+    Reply,
     describe_content,
     read_description,
     read_update,
@@ -93,9 +95,7 @@ class RoundObserver(Protocol):
     def client_done(self, round_number: int, done: int, total: int) -> None:
         """Called at each reply of a round."""
 
-    def round_done(
-        self, line: RoundLine, clients: list[ClientLine], state_N: np.ndarray
-    ) -> None:
+    def round_done(self, line: RoundLine, clients: list[ClientLine], state_N: np.ndarray) -> None:
         """Called after a round with the global state, which a committed round has changed."""
 
 
@@ -193,53 +193,45 @@ class _Round:
         config = self.server.config
         expected = update_payload(self.server.layout, config, self.number, client)
         result = admit(reply.blob, expected)
-        facts = {"blob": reply.blob, "num_examples": reply.num_examples, "metrics": reply.metrics}
         known = self.server.clients[client].num_examples
         deadline = config.federation.deadline_seconds
         seconds = reply.metrics.get("device-seconds", 0.0)
+        outcome, detail = "accepted", ""
         if isinstance(result, Rejection):
-            self._note(client, result.reason, result.detail, **facts)
+            outcome, detail = result.reason, result.detail
         elif reply.num_examples != known:
+            outcome = "bad-num-examples"
             detail = f"said {reply.num_examples} examples, described itself with {known}"
-            self._note(client, "bad-num-examples", detail, **facts)
         elif deadline and seconds > deadline:
-            self._note(client, "late", f"{seconds:.1f} s on its device, {deadline:g} s are given",
-                       **facts)
+            outcome = "late"
+            detail = f"{seconds:.1f} s on its device, {deadline:g} s are given"
         else:
-            self._note(client, "accepted", "", **facts)
             self.admitted[client] = (result, reply.num_examples)
+        self._note(client, outcome, detail, reply)
 
-    def _note(
-        self,
-        client: int,
-        outcome: str,
-        detail: str,
-        *,
-        blob: bytes = b"",
-        num_examples: int = 0,
-        metrics: Mapping[str, int | float] | None = None,
-    ) -> None:
+    def _note(self, client: int, outcome: str, detail: str, reply: Reply | None = None) -> None:
+        blob = reply.blob if reply else b""
         self.lines.append(
             ClientLine(
                 round=self.number,
                 client=client,
                 outcome=outcome,
                 detail=detail,
-                num_examples=num_examples,
+                num_examples=reply.num_examples if reply else 0,
                 bytes_up=len(blob),
                 bytes_down=self.bytes_down,
                 bits_per_parameter=bits_per_parameter(blob, self.server.layout),
                 device=self.server.clients[client].device,
-                metrics=dict(metrics or {}),
+                metrics=reply.metrics if reply else {},
             )
         )
 
     def _reject(self, client: int, rejection: Rejection) -> None:
         for index, line in enumerate(self.lines):
             if line.client == client:
-                fields = {name: getattr(line, name) for name in line.__slots__}
-                fields |= {"outcome": rejection.reason, "detail": rejection.detail}
-                self.lines[index] = ClientLine(**fields)
+                self.lines[index] = dataclasses.replace(
+                    line, outcome=rejection.reason, detail=rejection.detail
+                )
         del self.admitted[client]
 
     def aggregate(self, needed: int) -> str:
@@ -266,9 +258,7 @@ class _Round:
             server.acknowledged[client] = self.number
         return ""
 
-    def line(
-        self, reason: str, rate: float, seconds: float, reproducible: bool
-    ) -> RoundLine:
+    def line(self, reason: str, rate: float, seconds: float, reproducible: bool) -> RoundLine:
         """The round in figures."""
         accepted = [line for line in self.lines if line.outcome == "accepted"]
         weights = [line.num_examples for line in accepted]
@@ -305,9 +295,7 @@ def model_payload(layout: Layout, run_seed: int, round_number: int) -> Expected:
     )
 
 
-def update_payload(
-    layout: Layout, config: RunConfig, round_number: int, client: int
-) -> Expected:
+def update_payload(layout: Layout, config: RunConfig, round_number: int, client: int) -> Expected:
     """What the payload of a client's update in a round is."""
     return Expected(
         layout=layout,

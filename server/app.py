@@ -86,7 +86,9 @@ def serve(
     token = "".join(character if character.isalnum() else "-" for character in token)[-64:]
     try:
         display.begin(
-            name, config.federation.rounds, test_data.baseline.metric_name,
+            name,
+            config.federation.rounds,
+            test_data.baseline.metric_name,
             test_data.baseline.percent,
         )
         run = _Run(config=config, test_data=test_data, recorder=recorder, display=display)

@@ -21,8 +21,9 @@ from fedcunet.config import RunConfig
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.rounds import ClientLine, RoundLine
-from fedcunet.training.checkpoint import save_checkpoint, write_atomically
+from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class RunRecorder:
         self._config = config
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
         text = tomli_w.dumps(config.nested())
-        write_atomically(folder / "config.toml", lambda path: path.write_text(text) and None)
+        write_atomically(folder / "config.toml", text)
 
     def round(
         self, line: RoundLine, clients: Iterable[ClientLine], evaluation: Evaluation | None
@@ -129,7 +130,7 @@ class RunRecorder:
     def summary(self, values: dict[str, Any]) -> None:
         """Writes `summary.json`, the last file of a run."""
         text = json.dumps(values, indent=2) + "\n"
-        write_atomically(self.folder / "summary.json", lambda path: path.write_text(text) and None)
+        write_atomically(self.folder / "summary.json", text)
 
     def close(self) -> None:
         """Ends the TensorBoard file."""

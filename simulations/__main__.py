@@ -18,7 +18,7 @@ from clients.devices import assign, parse_fleet
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
-from fedcunet.training.checkpoint import write_atomically
+from fedcunet.files import write_atomically
 from server.app import RUNS_DIR, serve
 from simulations.display import RunDisplay, comparison_table
 from simulations.loopback import LoopbackGrid
@@ -61,9 +61,7 @@ class Engine:
             if self.ray_address is None:
                 check_memory(self.num_workers)
             stack.enter_context(
-                start_ray(
-                    self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address
-                )
+                start_ray(self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address)
             )
 
     def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
@@ -180,9 +178,7 @@ def compare(
     names = [setting.stem for setting in settings]
     if len(set(names)) != len(names):
         raise UserError(f"settings: expected different file names, found {', '.join(names)}")
-    configs = [
-        _configured(setting, data, root, clients, rounds, seed) for setting in settings
-    ]
+    configs = [_configured(setting, data, root, clients, rounds, seed) for setting in settings]
     folder = out or _new_folder("compare")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"folder {folder}: expected an empty or new folder, found files")
@@ -203,7 +199,7 @@ def compare(
     if not summaries:
         raise RunFailure("; ".join(failures))
     text = json.dumps(summaries, indent=2) + "\n"
-    write_atomically(folder / "table.json", lambda path: path.write_text(text) and None)
+    write_atomically(folder / "table.json", text)
     report = write_comparison_report(folder, [folder / summary["name"] for summary in summaries])
     _print_results(summaries, as_json, [str(folder), str(report)], summaries)
     if failures:

@@ -7,46 +7,22 @@ dash and marker, and carry their name at their end: nothing depends on telling c
 
 from __future__ import annotations
 
-import contextlib
-import html
-import io
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MplAxis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from simulations import units
+from simulations import svg, units
 
-NUM_COLOURS = 6
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (7, 2)), (0, (2, 1.5)))
 
-# Stand-ins that the SVG backend writes as they are, replaced by CSS variables afterwards.
-_INK, _MUTED, _GRID, _SURFACE = "#000001", "#000002", "#000003", "#000004"
-_SERIES = tuple(f"#00001{i}" for i in range(NUM_COLOURS))
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--line)",
-    _SURFACE: "var(--card)",
-    **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES)},
-}
-
-_WIDTH_INCHES = 5.2
-_FONT: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedcunet",
-    "font.size": 9,
-    "text.parse_math": False,
-}
+_WIDTH_INCHES = 4.8
 
 
 @dataclass(frozen=True)
@@ -78,14 +54,6 @@ def tick_bytes(value: float) -> str:
     return re.sub(r"\.0+ ", " ", units.size(value))
 
 
-def tick_seconds(value: float) -> str:
-    """A tick in seconds, minutes or hours: "30 s", "5 min", "1.5 h"."""
-    for factor, unit in ((3600, "h"), (60, "min")):
-        if abs(value) >= 2 * factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.3g} s"
-
-
 def line_chart(
     chart_id: str,
     lines: Sequence[Line],
@@ -111,25 +79,25 @@ def line_chart(
     """
     labels = list(end_labels) or [line.name if len(lines) > 1 else "" for line in lines]
     labels = [label if len(label) <= 22 else f"{label[:21]}…" for label in labels]
-    with _drawing():
+    with svg.drawing():
         longest = max((len(label) for label in labels), default=0)
-        figure, axes = _axes(3.1, right=0.97 - 0.0148 * longest)
+        figure, axes = _axes(3.1, right=0.975 - 0.0138 * longest)
         _scales(axes, lines, x_axis, y_axis, baseline)
         for i, line in enumerate(lines):
             axes.plot(
                 line.x,
                 line.y,
-                color=_SERIES[i % NUM_COLOURS],
-                linestyle=_DASHES[(i // NUM_COLOURS) % len(_DASHES)],
+                color=svg.SERIES[i % svg.NUM_COLOURS],
+                linestyle=_DASHES[(i // svg.NUM_COLOURS) % len(_DASHES)],
                 linewidth=1.8,
                 marker=_MARKERS[i % len(_MARKERS)],
-                markersize=3.6 if len(line.x) <= 40 else 0,
+                markersize=8 if len(line.x) == 1 else 3.6 if len(line.x) <= 40 else 0,
                 markeredgewidth=0,
                 clip_on=False,
                 zorder=3,
             )
         if baseline is not None:
-            axes.axhline(baseline[1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.axhline(baseline[1], color=svg.MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.annotate(
                 baseline[0],
                 (1, baseline[1]),
@@ -138,7 +106,7 @@ def line_chart(
                 textcoords="offset points",
                 ha="right",
                 va="bottom",
-                color=_MUTED,
+                color=svg.MUTED,
             )
         if crosses:
             axes.plot(
@@ -146,13 +114,13 @@ def line_chart(
                 [0.0] * len(crosses),
                 "x",
                 transform=axes.get_xaxis_transform(),
-                color=_INK,
+                color=svg.INK,
                 markersize=5,
                 clip_on=False,
                 zorder=4,
             )
         _label_ends(axes, lines, labels)
-        return _svg(figure, chart_id, description)
+        return svg.to_svg(figure, chart_id, description)
 
 
 def scatter_chart(
@@ -172,6 +140,7 @@ def scatter_chart(
 def stacked_bars(
     chart_id: str,
     rows: Sequence[tuple[str, Sequence[float]]],
+    totals: Sequence[str],
     colours: Sequence[int],
     x_axis: Axis,
     *,
@@ -182,13 +151,14 @@ def stacked_bars(
     Args:
         chart_id: Unique in the page.
         rows: Label and parts of each bar, from top to bottom.
+        totals: Text at the end of each bar.
         colours: Index of the series colour of each part.
-        x_axis: Horizontal axis; the sums are written as its ticks are, in three digits.
+        x_axis: Horizontal axis.
         description: What the picture shows.
     """
-    with _drawing():
+    with svg.drawing():
         longest = max((len(label) for label, _ in rows), default=0)
-        left = min(0.03 + 0.0155 * longest, 0.5)
+        left = min(0.03 + 0.0168 * longest, 0.5)
         figure, axes = _axes(0.62 + 0.26 * len(rows), left=left, right=0.86)
         positions = range(len(rows))
         starts = [0.0] * len(rows)
@@ -199,32 +169,32 @@ def stacked_bars(
                 widths,
                 left=starts,
                 height=0.66,
-                color=_SERIES[colour],
-                edgecolor=_SURFACE,
+                color=svg.SERIES[colour],
+                edgecolor=svg.SURFACE,
                 linewidth=0.7,
                 zorder=3,
             )
             starts = [start + width for start, width in zip(starts, widths, strict=True)]
-        for position, total in zip(positions, starts, strict=True):
+        for position, end, total in zip(positions, starts, totals, strict=True):
             axes.annotate(
-                units.seconds(total),
-                (total, position),
+                total,
+                (end, position),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                color=_INK,
+                color=svg.INK,
             )
-        axes.set_yticks(positions, labels=[label for label, _ in rows], color=_INK)
+        axes.set_yticks(positions, labels=[label for label, _ in rows], color=svg.INK)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_xlim(0, max([*starts, 1e-9]) * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x_axis.tick(value)))
-        axes.set_xlabel(x_axis.label, color=_MUTED)
+        axes.set_xlabel(x_axis.label, color=svg.MUTED)
         axes.grid(visible=False, axis="y")
-        return _svg(figure, chart_id, description)
+        return svg.to_svg(figure, chart_id, description)
 
 
-def _axes(height: float, *, left: float = 0.125, right: float) -> tuple[Figure, Axes]:
+def _axes(height: float, *, left: float = 0.135, right: float) -> tuple[Figure, Axes]:
     """A figure with one set of axes: no frame but the base line, a quiet grid."""
     # 72 dots an inch, as the SVG backend has: pixels are then the drawing's own units.
     figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=72)
@@ -235,10 +205,10 @@ def _axes(height: float, *, left: float = 0.125, right: float) -> tuple[Figure, 
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.grid(visible=True, color=_GRID, linewidth=0.8)
+    axes.spines["bottom"].set_color(svg.MUTED)
+    axes.grid(visible=True, color=svg.GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=_MUTED, which="both", pad=5)
+    axes.tick_params(length=0, colors=svg.MUTED, which="both", pad=5)
     return figure, axes
 
 
@@ -256,8 +226,8 @@ def _scales(
     axes.set_xlim(low, high)
     low, high = _scale(axes.set_yscale, axes.yaxis, y_axis, ys)
     axes.set_ylim(low, high)
-    axes.set_xlabel(x_axis.label, color=_MUTED)
-    axes.set_ylabel(y_axis.label, color=_MUTED)
+    axes.set_xlabel(x_axis.label, color=svg.MUTED)
+    axes.set_ylabel(y_axis.label, color=svg.MUTED)
 
 
 def _scale(
@@ -268,8 +238,11 @@ def _scale(
         set_scale("log")
         low, high = min(values), max(values)
         margin = max(high / low, 1.5) ** 0.06
-        wide = high / low * margin**2 > 150
-        ticks.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        span = high / low * margin**2
+        near, far = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0)
+        ticks.set_major_locator(
+            LogLocator(subs=near if span < 12 else far if span < 150 else (1.0,))
+        )
         ticks.set_minor_locator(NullLocator())
         limits = low / margin, high * margin
     else:
@@ -302,43 +275,10 @@ def _label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> Non
             label,
             (x, y),
             xycoords="figure pixels",
-            xytext=(6, height - y),
+            xytext=(7, height - y),
             textcoords="offset points",
             va="center",
-            color=_SERIES[i % NUM_COLOURS],
+            color=svg.SERIES[i % svg.NUM_COLOURS],
             fontweight="bold",
             annotation_clip=False,
         )
-
-
-@contextlib.contextmanager
-def _drawing() -> Iterator[None]:
-    """matplotlib's settings for the charts, and quiet about letters that its own font lacks."""
-    with matplotlib.rc_context(_FONT), warnings.catch_warnings():
-        # The browser's font draws the text; matplotlib's is used for measuring only.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-def _svg(figure: Figure, chart_id: str, description: str) -> str:
-    """The figure as an `<svg>`: scalable, described, with ids and colours of the page."""
-    buffer = io.StringIO()
-    no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", metadata=no_metadata)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    view_box = re.search(r'viewBox="[^"]*"', svg)
-    assert view_box is not None
-    opening = (
-        f'<svg class="chart" role="img" aria-label="{html.escape(description)}" '
-        f'xmlns="http://www.w3.org/2000/svg" {view_box[0]}>'
-    )
-    svg = opening + svg[svg.index(">") + 1 :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Ids must be unique in the page, and references follow them.
-    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{chart_id}-", svg)
-    svg = svg.replace("xlink:href", "href")
-    # The family is the page's, and a style for `*` would reach the whole page.
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    return re.sub(r"#0000[0-9]{2}\b", lambda m: _VARIABLES.get(m[0], m[0]), svg)

@@ -8,6 +8,9 @@ from typing import Any
 
 from simulations import units
 
+# Up to so many runs are shown side by side, a column a run: it fits a narrow screen.
+SIDE_BY_SIDE = 4
+
 
 @dataclass(frozen=True)
 class Column:

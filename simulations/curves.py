@@ -14,7 +14,6 @@ from simulations.charts import (
     stacked_bars,
     tick_bytes,
     tick_number,
-    tick_seconds,
 )
 from simulations.run_folder import RunFolder
 
@@ -62,9 +61,14 @@ def curves(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     add("round", f"{label} by round", aim, rounds, None)
     bytes_axis = Axis("bytes up and down, all clients together", tick_bytes, log=True)
     add("bytes", f"{label} by bytes sent", f"{aim}; logarithmic", bytes_axis, _bytes_of)
-    device_axis = Axis("virtual time on the devices", tick_seconds)
+    factor, unit = _time_unit(max((_device_total(run) for run in runs), default=0.0))
+    device_axis = Axis(f"virtual time on the devices, {unit}", tick_number)
     note = f"{aim}; a round lasts as long as its slowest client"
-    add("device", f"{label} by device time", note, device_axis, _device_seconds_of)
+
+    def device_time(line: dict[str, Any]) -> float:
+        return _device_seconds_of(line) / factor
+
+    add("device", f"{label} by device time", note, device_axis, device_time)
 
     losses = [_loss_line(run, name) for run, name in zip(runs, names, strict=True)]
     if any(line.x for line in losses):
@@ -141,9 +145,23 @@ def _bars(chart_id: str, title: str, rows: list[tuple[str, tuple[float, float, f
         f"{units.seconds(p[2])}"
         for label, p in rows
     )
-    axis = Axis("virtual time of a mean reply", tick_seconds)
-    svg = stacked_bars(chart_id, rows, _PART_COLOURS, axis, description=f"{title}. {words}")
+    factor, unit = _time_unit(max((sum(parts) for _, parts in rows), default=0.0))
+    svg = stacked_bars(
+        chart_id,
+        [(label, [part / factor for part in parts]) for label, parts in rows],
+        [units.seconds(sum(parts)) for _, parts in rows],
+        _PART_COLOURS,
+        Axis(f"virtual time of a mean reply, {unit}", tick_number),
+        description=f"{title}. {words}",
+    )
     return page.plot(title, "a mean reply, virtual", _PARTS_LEGEND + svg)
+
+
+def _time_unit(longest: float) -> tuple[float, str]:
+    """Unit of an axis that reaches to `longest` seconds, and its seconds."""
+    if longest >= 3 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if longest >= 180 else (1.0, "seconds")
 
 
 def _mean_parts(clients: Sequence[Any]) -> tuple[float, float, float]:
@@ -188,6 +206,10 @@ def _bytes_of(line: dict[str, Any]) -> float:
 
 def _device_seconds_of(line: dict[str, Any]) -> float:
     return units.number(line.get("device_seconds")) or 0.0
+
+
+def _device_total(run: RunFolder) -> float:
+    return sum(_device_seconds_of(line) for line in run.rounds)
 
 
 def _abandoned(run: RunFolder) -> list[float]:

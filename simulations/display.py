@@ -293,7 +293,7 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """
     cells = comparison.columns(summaries)
     table = Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False)
-    if len(summaries) <= 4:
+    if len(summaries) <= comparison.SIDE_BY_SIDE:
         heading, *figures = cells
         table.add_column(Text(heading.title, "bold"))
         for name in heading.cells:

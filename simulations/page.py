@@ -28,19 +28,21 @@ h3{font-size:1rem;margin:1.5rem 0 .5rem}
 a{color:var(--accent)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem}
 .tiles{display:grid;gap:.75rem;margin:1.25rem 0 0;
-grid-template-columns:repeat(auto-fill,minmax(min(100%,10.5rem),1fr))}
+grid-template-columns:repeat(auto-fill,minmax(min(46%,12.5rem),1fr))}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.75rem .9rem}
 .tile dt{font-size:.82rem;color:var(--muted)}
 .tile dd{margin:0;font-size:1.45rem;font-weight:650;font-variant-numeric:tabular-nums;
 line-height:1.3;overflow-wrap:anywhere}
 .tile dd small{display:block;font-size:.8rem;font-weight:400;color:var(--muted)}
+.stack{display:grid;gap:1rem;align-content:start}
 .charts{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
+svg.chart text{paint-order:stroke;stroke:var(--card);stroke-width:3px}
 figure{margin:0}
 figure.plot{background:var(--card);border:1px solid var(--line);border-radius:10px;
 padding:.9rem .9rem .5rem}
 figure.plot>figcaption{font-weight:600;margin-bottom:.5rem}
 figure.plot>figcaption small{display:block;font-weight:400;color:var(--muted)}
-svg.chart{display:block;width:100%;height:auto;stroke-linejoin:round;overflow:visible}
+svg.chart{display:block;width:100%;max-width:42rem;margin:0 auto;height:auto;stroke-linejoin:round;overflow:visible}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 .tall{max-height:32rem;overflow-y:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
@@ -49,13 +51,15 @@ tr:last-child>*{border-bottom:0}
 thead th{font-weight:600;vertical-align:bottom;background:var(--card);position:sticky;top:0}
 thead small{display:block;font-weight:400;color:var(--muted)}
 tbody th{font-weight:600}
+tbody th small{display:block;font-weight:400;color:var(--muted)}
 .number{text-align:right;white-space:nowrap}
+thead .number{white-space:normal}
+.keep{white-space:nowrap}
 .bad{color:var(--bad);font-weight:600}
-.wrap{overflow-wrap:anywhere}
-td.wrap{min-width:8rem}
-.pictures{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr))}
+.wrap{overflow-wrap:break-word;min-width:6rem;max-width:32rem}
+.pictures{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(min(46%,12rem),1fr))}
 table.side{width:auto;min-width:100%}
-table.side td,table.side th{border:0;padding:.4rem;text-align:center;min-width:9rem}
+table.side td,table.side th{border:0;padding:.4rem;text-align:center;min-width:6.25rem}
 table.side thead th{overflow-wrap:anywhere}
 .picture svg{display:block;width:100%;max-width:20rem;margin:0 auto;height:auto;border-radius:8px}
 .picture figcaption{text-align:center;font-size:.85rem;color:var(--muted);margin-top:.25rem;
@@ -76,7 +80,8 @@ details{margin-top:1rem}summary{cursor:pointer;font-weight:600;padding:.25rem 0}
 font-size:.92rem}
 .facts dt{font-weight:600}.facts dd{margin:0;color:var(--muted)}
 @media (max-width:40rem){.facts{grid-template-columns:1fr;gap:.1rem}.facts dd{margin-bottom:.6rem}
-th,td{padding:.4rem .5rem}}
+th,td{padding:.4rem .45rem}.wrap{min-width:5.5rem}.tile dd{font-size:1.2rem}
+svg.chart text{font-size:10.5px!important}}
 @media print{body{background:#fff}.tall{max-height:none}}
 """
 
@@ -112,6 +117,7 @@ def table(
     caption: str,
     text_columns: int = 1,
     tall: bool = False,
+    html_headings: bool = False,
 ) -> str:
     """A table in a box that scrolls sideways on a narrow screen.
 
@@ -121,13 +127,15 @@ def table(
         caption: Name of the table, for people who cannot see it.
         text_columns: How many of the first columns are text; the others are numbers.
         tall: Scroll within a fixed height.
+        html_headings: The titles of the headings are HTML already.
     """
 
     def kind(column: int) -> str:
         return ' class="wrap"' if column < text_columns else ' class="number"'
 
     head = "".join(
-        f'<th scope="col"{kind(i)}>{escape(title)}<small>{escape(note)}</small></th>'
+        f'<th scope="col"{kind(i)}>{title if html_headings else escape(title)}'
+        f"<small>{escape(note)}</small></th>"
         for i, (title, note) in enumerate(headings)
     )
     body = "".join(

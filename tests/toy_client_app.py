@@ -39,6 +39,6 @@ def train(message: Message, context: Context) -> Message:
     where = sorted(context.node_config.items()), sorted(context.run_config.items())
     seen = hashlib.sha256(model + repr((where, sorted(config.items()))).encode()).digest()
     if do == "where":
-        seen = f"{Path.cwd()} {torch.get_num_threads()}".encode()
+        seen = f"{Path.cwd()}|{os.getpid()}|{torch.get_num_threads()}".encode()
     metrics = {"num-examples": context.node_id, "loss": 1.0 / context.node_id}
     return Message(update_content(seen, metrics), reply_to=message)

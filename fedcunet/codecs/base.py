@@ -132,16 +132,17 @@ def check_vector(vector: np.ndarray, reference: np.ndarray | None = None) -> np.
             raise ValueError(f"reference has shape {reference.shape}, vector {vector.shape}")
         with np.errstate(all="ignore"):
             vector = vector - reference
-    # Two reductions without a temporary; NaN makes both comparisons false.
+    # Beyond float32's range becomes infinite here and is refused with the rest.
     with np.errstate(all="ignore"):
-        extremes = (vector.min(), vector.max()) if vector.size else (0, 0)
+        values: np.ndarray = np.ascontiguousarray(vector, dtype=np.float32)
+        extremes = (values.min(), values.max()) if values.size else (0, 0)
+    # Two reductions without a temporary; NaN makes both comparisons false.
     if not (extremes[0] >= -MAX_MAGNITUDE and extremes[1] <= MAX_MAGNITUDE):
-        bad = np.flatnonzero(~(np.abs(vector) <= MAX_MAGNITUDE))
+        bad = np.flatnonzero(~(np.abs(values) <= MAX_MAGNITUDE))
         raise ValueError(
             f"{bad.size} of {vector.size} values are NaN, infinite or beyond 2^120,"
             f" the first at index {bad[0]}: {vector[bad[0]]}"
         )
-    values: np.ndarray = np.ascontiguousarray(vector, dtype=np.float32)
     return values
 
 

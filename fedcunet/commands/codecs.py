@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fedcunet.bits import check_bits
 from fedcunet.codecs import CODECS, Codec, get_codec
-from fedcunet.codecs.base import MAX_MAGNITUDE
+from fedcunet.codecs.base import check_vector
 from fedcunet.errors import UserError
 from fedcunet.payload import (
     Expected,
@@ -220,18 +220,10 @@ def load_vector(path: Path) -> np.ndarray:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # numpy raises many kinds for files that are not its own.
         raise UserError(f"{path}: not a .npy file that can be read: {_one_line(error)}") from error
-    if array.ndim != 1 or array.dtype.kind != "f":
-        raise UserError(
-            f"{path}: expected a vector of floating point,"
-            f" found shape {array.shape} of {array.dtype}"
-        )
-    bad = np.flatnonzero(~(np.abs(array) <= MAX_MAGNITUDE))
-    if bad.size:
-        raise UserError(
-            f"{path}: {bad.size} of {array.size} values are NaN, infinite or beyond 2^120,"
-            f" the first at index {bad[0]}: {array[bad[0]]}"
-        )
-    return array.astype(np.float32)
+    try:
+        return check_vector(array)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -86,9 +86,10 @@ def check(root: _Root, data: _Data = "300w", as_json: _Json = False) -> None:
         _print_check(result)
     damaged = [row["part"] for row in parts if row["error"]]
     if unreadable or damaged:
-        first = unreadable[0] if unreadable else problems[0]
+        first = [*unreadable, *damaged][0]
         raise RunFailure(
-            f"{root}: {len(unreadable)} unreadable images, {len(damaged)} unreadable folders; {first}"
+            f"{root}: {len(unreadable)} unreadable images, {len(damaged)} unreadable folders; "
+            f"{first}"
         )
 
 
@@ -174,7 +175,7 @@ def _known(data: str) -> None:
 
 
 def _read_parts(root: Path, data: str) -> tuple[list[dict[str, Any]], list[str], list[Annotation]]:
-    """A row for each part, all problems, all annotations; a part that cannot be read is a problem."""
+    """A row for each part, all problems, all annotations; an unreadable part is a problem."""
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     annotations: list[Annotation] = []
@@ -189,7 +190,7 @@ def _read_parts(root: Path, data: str) -> tuple[list[dict[str, Any]], list[str],
                 problems.extend(part_set.problems)
             except UserError as reason:
                 problems.append(str(reason))
-                error = folders
+                error = folders  # of lsp a subset without images is no damage
         elif part.startswith(("300W/", "Test/")):
             continue  # two spellings of the private test, and few have either
         annotations.extend(found)
@@ -257,7 +258,10 @@ def _write_image(path: Path, image_HW3: np.ndarray) -> None:
 def _progress(what: str) -> Iterator[Any]:
     """A bar on standard error; yields report(done, total)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,6 +1,7 @@
 """Landmarks drawn on crops, for people to look at."""
 
 import math
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ def draw_landmarks(
     # Pixel 0 of the image covers -0.5 to zoom - 0.5 of the canvas. Drawn to 1/16 pixel (shift 4).
     spots_K2 = np.round(((points_K2 + 0.5) * zoom - 0.5).clip(-1e4, 1e4) * 16).astype(int)
     for line in scheme.lines:
-        for start, end in zip(line[:-1], line[1:], strict=True):
+        for start, end in pairwise(line):
             if labelled_K[start] and labelled_K[end]:
                 ends = (spots_K2[start].tolist(), spots_K2[end].tolist())
                 cv2.line(canvas_HW3, *ends, colour, 1, cv2.LINE_AA, 4)

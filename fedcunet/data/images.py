@@ -41,6 +41,16 @@ def read_image(path: Path) -> np.ndarray:
     return np.asarray(image_HW3)
 
 
+def write_image(path: Path, image_HW3: np.ndarray) -> None:
+    """Writes uint8 RGB in the format that the suffix names. Raises UserError if it cannot."""
+    try:
+        written = cv2.imwrite(str(path), cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        written = False
+    if not written:
+        raise UserError(f"{path}: the picture cannot be written")
+
+
 def _ends_early(data: bytes) -> bool:
     """True when a JPEG or PNG lacks its end marker."""
     if data.startswith(b"\x89PNG"):

@@ -1,4 +1,4 @@
-"""Networks for landmark localisation, by the paper's terms. Everything here is plain float torch."""
+"""Networks for landmark localisation, by the paper's terms; plain float torch."""
 
 from fedcunet.models.blocks import PreActivation
 from fedcunet.models.dunet import DUNet, supervised_unets

@@ -87,7 +87,8 @@ class DUNet(nn.Module):
             raise UserError(
                 f"input size: expected multiples of {SIDE_MULTIPLE}, found {height}x{width}"
             )
-        inputs: list[Tensor] = [self.stem(image_B3SS)]
+        output_BCHW: Tensor = self.stem(image_B3SS)
+        inputs: list[Tensor] = [output_BCHW]
         features: list[list[Tensor]] = []
         heatmaps: list[Tensor] = []
         for i, unet in enumerate(self.unets):
@@ -117,8 +118,7 @@ class UNet(nn.Module):
         )
         self.neck = SemanticBlock(width, links=links, width=width, growth=growth)
         self.up = nn.ModuleList(
-            SemanticBlock(2 * width, links=links, width=width, growth=growth)
-            for _ in range(DEPTH)
+            SemanticBlock(2 * width, links=links, width=width, growth=growth) for _ in range(DEPTH)
         )
 
     def forward(
@@ -152,9 +152,7 @@ class UNet(nn.Module):
 
 def convolution_parameters(model: nn.Module) -> int:
     """Number of weights of all convolutions, the figure that the paper's tables give."""
-    return sum(
-        module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d)
-    )
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def build_meta(num_unets: int, order: int, num_landmarks: int) -> DUNet:

@@ -152,7 +152,7 @@ def seed_rounding(model: nn.Module, seed: int) -> None:
             return
 
 
-def quantised_weights(model: nn.Module) -> list[nn.Parameter]:
+def quantised_weights(model: nn.Module) -> list[Tensor]:
     """The latent weights at 1 or 2 bits, which are clamped to [-1, 1] after every step."""
     return [
         module.weight
@@ -162,7 +162,7 @@ def quantised_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def clamp_latent_weights(weights: list[nn.Parameter]) -> None:
+def clamp_latent_weights(weights: list[Tensor]) -> None:
     """Clamps latent weights to [-1, 1] in place (BinaryConnect; paper, Eq. 5)."""
     if weights:
         torch._foreach_clamp_min_(weights, -1.0)

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import nn
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, LSP14, LandmarkScheme
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.training.network import build_network, state_tensors
 
 FORMAT = "fedcunet.checkpoint.v1"
@@ -31,20 +30,6 @@ class Checkpoint:
     config: RunConfig
     scheme: LandmarkScheme
     facts: dict[str, str]  # whatever else was saved with it, such as the epoch
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path`, then puts the file in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(

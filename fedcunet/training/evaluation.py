@@ -1,6 +1,6 @@
 """Prediction, and the figures that judge it. B batch, K landmarks, N images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,26 +27,37 @@ class Evaluation:
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module,
-    crops: Crops,
-    *,
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Points (N, K, 2) in crop pixels, from the last supervised U-Net's heatmaps."""
+def predict_batches(
+    model: nn.Module, crops: Crops, *, batch_size: int = 64
+) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
+    """Predicts batch by batch, from the last supervised U-Net's heatmaps.
+
+    Yields:
+        Indices, points (B, K, 2) float64 in crop pixels, and the maps from crop to image
+        pixels (B, 2, 3).
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    points = []
     for start in range(0, len(crops), batch_size):
-        batch = crops.batch(range(start, min(start + batch_size, len(crops))))
+        indices = range(start, min(start + batch_size, len(crops)))
+        batch = crops.batch(indices)
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
-        points.append(decode_heatmaps(model(images_B3HW)[-1].float(), stride=STRIDE).cpu().numpy())
-        if progress is not None:
-            progress(min(start + batch_size, len(crops)), len(crops))
+        points_BK2 = decode_heatmaps(model(images_B3HW)[-1].float(), stride=STRIDE)
+        yield indices, points_BK2.cpu().numpy().astype(np.float64), batch.to_image_B23
     model.train(was_training)
-    return np.concatenate(points).astype(np.float64)
+
+
+def predict(
+    model: nn.Module, crops: Crops, *, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """Points (N, K, 2) of all crops, float64 in crop pixels."""
+    points = []
+    for indices, points_BK2, _ in predict_batches(model, crops):
+        points.append(points_BK2)
+        if progress is not None:
+            progress(indices.stop, len(crops))
+    return np.concatenate(points)
 
 
 def score(

@@ -6,8 +6,8 @@ from torch import nn
 
 from fedcunet.config import RunConfig
 from fedcunet.models import DUNet
-from fedcunet.quant.layers import quantise_network
 from fedcunet.payload import Layout
+from fedcunet.quant.layers import quantise_network
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
 
@@ -16,7 +16,7 @@ def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
     """The setting's network with weights that follow from its seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: nn.Module = DUNet(
+        model = DUNet(
             config.model.unets,
             config.model.order,
             num_landmarks,
@@ -24,7 +24,8 @@ def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
         )
     quantise_network(model, config.quant.spec())
     # The layout in which oneDNN and cuDNN convolve fastest; values do not change.
-    return model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -42,7 +43,8 @@ def network_layout(model: nn.Module) -> Layout:
     ends = set(model.end_layers())  # type: ignore[operator]
     names_shapes = {name: tuple(tensor.shape) for name, tensor in state_tensors(model).items()}
     fine = {
-        name for name, shape in names_shapes.items()
+        name
+        for name, shape in names_shapes.items()
         if len(shape) != 4 or name.rpartition(".")[0] in ends
     }
     return Layout.from_tensors(names_shapes, fine)

@@ -30,10 +30,8 @@ def rate_factor(schedule: str, *, epoch: float, num_epochs: float, is_face: bool
     if schedule == "cosine":
         progress = min(max(epoch / num_epochs, 0.0), 1.0)
         return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-    if schedule == "paper":
-        steps = FACE if is_face else POSE
-    else:
-        steps = _parse(schedule)
+    paper = FACE if is_face else POSE
+    steps = paper if schedule == "paper" else _parse(schedule)
     return math.prod(factor for start, factor in steps if epoch >= start)
 
 

@@ -11,6 +11,7 @@ from fedcunet.data import FACE68, Annotation, LandmarkScheme, load
 from fedcunet.data.crops import (
     Augmentation,
     Crops,
+    CropSubset,
     apply_affine,
     crop_square,
     invert_affine,
@@ -254,6 +255,25 @@ def test_images_are_rgb_in_stored_orientation(tmp_path: Path) -> None:
     image_HW3 = read_image(path)
     assert image_HW3.shape == (4, 8, 3)
     assert (image_HW3 == (200, 0, 0)).all()
+
+
+def test_targets_are_the_points_of_plain_crops_and_decode_nothing(make_300w) -> None:
+    faces = load("300w", make_300w({"afw": ["1_1.png", "2_1.png"]}), "afw")
+    crops = Crops(faces.annotations, FACE68, size=32)
+    points_NK2, labelled_NK = crops.targets()
+    assert crops.num_decoded == 0
+    batch = crops.batch([0, 1])
+    np.testing.assert_allclose(points_NK2, batch.points_BK2, atol=1e-4)
+    assert (labelled_NK == batch.labelled_BK.numpy()).all()
+
+
+def test_a_subset_has_indices_of_its_own(make_300w) -> None:
+    faces = load("300w", make_300w({"afw": ["1_1.png", "2_1.png", "3_1.png"]}), "afw")
+    crops = Crops(faces.annotations, FACE68, size=32)
+    subset = CropSubset(crops, [2, 0])
+    assert len(subset) == 2
+    expected = crops.batch([0, 2, 2])
+    assert torch.equal(subset.batch([1, 0, 0]).images_B3HW, expected.images_B3HW)
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_clients_compute_with_the_configured_threads_and_the_server_with_its_own
     (reply,) = make_grid(threads_per_client=2).send_and_receive([ask(1, do="where")])
     update = read_update(reply)
     assert isinstance(update, Reply)
-    assert update.blob.endswith(b" 2")
+    assert update.blob.endswith(b"|2")
     assert torch.get_num_threads() == before
 
 

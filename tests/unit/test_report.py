@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from clients.devices import assign, device_time, parse_fleet
 from fedcunet.errors import UserError
-from simulations.charts import Axis, Line, line_chart, tick_bytes, tick_number, tick_seconds
+from simulations.charts import Axis, Line, line_chart, tick_bytes, tick_number
 from simulations.report import write_comparison_report, write_run_report
 from simulations.run_folder import read_run_folder
 
@@ -100,7 +101,7 @@ def write_run(
         slowest = 0.0
         for client, device in enumerate(devices):
             outcome = "accepted"
-            if lost and client % 2 or (number + client) % 37 == 0:
+            if (lost and client % 2) or (number + client) % 23 == 0:
                 outcome = "late" if client % 2 else "checksum"
             counts[outcome] = counts.get(outcome, 0) + 1
             seconds = compute * float(sizes[client]) / 200 * generator.uniform(0.9, 1.1)
@@ -270,7 +271,7 @@ def test_every_curve_of_a_run_is_drawn_with_its_baseline(run_page: Page) -> None
     # 20 rounds of 8 clients, up and down: the cost of the abandoned round counts.
     total = 20 * 8 * (61_867 + 904_000)
     assert f"at {tick_bytes(total)}" in chart(run_page, "NME by bytes sent")
-    assert "from 0.0276" in chart(run_page, "Training loss")
+    assert "from 0.0274" in chart(run_page, "Training loss")
 
 
 def test_rejections_and_abandoned_rounds_are_listed_with_their_reasons(run_page: Page) -> None:
@@ -499,7 +500,7 @@ def test_labels_at_the_ends_of_lines_are_kept_apart() -> None:
         float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>name\d</text>', svg)
     )
     assert len(heights) == 4
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 9
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 9
 
 
 @pytest.mark.parametrize(
@@ -507,9 +508,6 @@ def test_labels_at_the_ends_of_lines_are_kept_apart() -> None:
     [
         (tick_bytes(200_000), "200 kB"),
         (tick_bytes(5e6), "5 MB"),
-        (tick_seconds(90.0), "90 s"),
-        (tick_seconds(300.0), "5 min"),
-        (tick_seconds(9000.0), "2.5 h"),
         (tick_number(0.5), "0.5"),
     ],
 )

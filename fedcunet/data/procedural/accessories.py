@@ -8,7 +8,11 @@ from .looks import FaceLook, Light
 
 
 def paint_glasses(
-    image: np.ndarray, points_K2: np.ndarray, look: FaceLook, pose: Pose, generator: np.random.Generator
+    image: np.ndarray,
+    points_K2: np.ndarray,
+    look: FaceLook,
+    pose: Pose,
+    generator: np.random.Generator,
 ) -> None:
     """Frames with clear or dark lenses in front of the eyes, arms towards the ears."""
     if not look.glasses:
@@ -31,7 +35,9 @@ def paint_glasses(
             draw.blend(image, lens, ground, 0.93)
         elif generator.random() < 0.5:
             draw.blend(image, lens, (225, 220, 215), generator.uniform(0.0, 0.16))
-    bridge = np.stack([lenses[0][0], 0.5 * (lenses[0][0] + lenses[1][16]) - 0.05 * down, lenses[1][16]])
+    bridge = np.stack(
+        [lenses[0][0], 0.5 * (lenses[0][0] + lenses[1][16]) - 0.05 * down, lenses[1][16]]
+    )
     lines = [*lenses, bridge]
     for side, lens, ear in ((-1.0, lenses[0][16], 0), (1.0, lenses[1][0], 16)):
         if side * float(pose.rotation[0, 2]) < 0.25:
@@ -40,30 +46,54 @@ def paint_glasses(
 
 
 def paint_occluder(
-    image: np.ndarray, points_K2: np.ndarray, look: FaceLook, light: Light, pose: Pose, generator: np.random.Generator
+    image: np.ndarray,
+    points_K2: np.ndarray,
+    look: FaceLook,
+    light: Light,
+    pose: Pose,
+    generator: np.random.Generator,
 ) -> None:
     """A hand, bar, cup or microphone over part of the face."""
     unit = pose.scale
     if look.occluder == "hand":
-        _hand(image, points_K2, look.skin * (light.ambient + 0.6 * light.key) * light.tint, unit, generator)
+        _hand(
+            image,
+            points_K2,
+            look.skin * (light.ambient + 0.6 * light.key) * light.tint,
+            unit,
+            generator,
+        )
     elif look.occluder == "bar":
         middle = points_K2[int(generator.integers(0, 68))]
         angle = generator.uniform(0, np.pi)
         along = 6 * unit * np.array([np.cos(angle), np.sin(angle)])
         colour = generator.uniform(10, 200) * generator.uniform(0.7, 1.2, 3)
-        draw.stroke(image, [np.stack([middle - along, middle + along])], colour, unit * generator.uniform(0.15, 0.45))
+        draw.stroke(
+            image,
+            [np.stack([middle - along, middle + along])],
+            colour,
+            unit * generator.uniform(0.15, 0.45),
+        )
     elif look.occluder:
         mouth = points_K2[48:].mean(axis=0) + generator.normal(0, 0.15, 2) * unit + (0, 0.3 * unit)
         cup = look.occluder == "cup"
         side = np.array([unit * (0.38 if cup else 0.22), 0.0])
         colour = generator.uniform(20, 245, 3) if cup else np.full(3, 40.0)
         low = mouth + (generator.normal(0, 0.4) * unit, 2.2 * unit)
-        draw.fill(image, np.stack([mouth - side, mouth + side, low + 0.7 * side, low - 0.7 * side]), colour)
+        draw.fill(
+            image,
+            np.stack([mouth - side, mouth + side, low + 0.7 * side, low - 0.7 * side]),
+            colour,
+        )
         draw.fill(image, draw.ellipse(mouth, side, 0.4 * side[::-1]), colour * 0.75)
 
 
 def _hand(
-    image: np.ndarray, points_K2: np.ndarray, skin: np.ndarray, unit: float, generator: np.random.Generator
+    image: np.ndarray,
+    points_K2: np.ndarray,
+    skin: np.ndarray,
+    unit: float,
+    generator: np.random.Generator,
 ) -> None:
     anchor = points_K2[int(generator.choice([1, 4, 6, 8, 10, 12, 15, 48, 54, 19, 24]))]
     # Fingers point upwards; at the forehead they come from the side.

@@ -57,7 +57,12 @@ def blend(
 
 
 def ellipse(
-    centre: np.ndarray, right: np.ndarray, down: np.ndarray, *, first: float = 0.0, last: float = 360.0
+    centre: np.ndarray,
+    right: np.ndarray,
+    down: np.ndarray,
+    *,
+    first: float = 0.0,
+    last: float = 360.0,
 ) -> np.ndarray:
     """Points on an ellipse spanned by two half axes, from `right` towards `down`, (N, 2)."""
     if (first, last) == (0.0, 360.0):
@@ -76,8 +81,9 @@ def curve(points_N2: np.ndarray) -> np.ndarray:
     return np.asarray(_curve_matrix(len(points_N2)) @ points_N2)
 
 
-def _scalar(colour: Colour) -> tuple[float, ...]:
-    return tuple(np.clip(np.atleast_1d(np.asarray(colour, float)), 0, 255).tolist())
+def _scalar(colour: Colour) -> list[float]:
+    # OpenCV wraps round beyond 8 bits.
+    return [min(max(value, 0.0), 255.0) for value in np.ravel(colour).tolist()]
 
 
 def _circle() -> np.ndarray:
@@ -94,7 +100,9 @@ def _curve_matrix(count: int) -> np.ndarray:
         eye = np.eye(count)
         padded = np.concatenate([2 * eye[:1] - eye[1:2], eye, 2 * eye[-1:] - eye[-2:-1]])
         t = (np.arange(4) / 4)[None, :, None]
-        a, b, c, d = (part[:, None] for part in (padded[:-3], padded[1:-2], padded[2:-1], padded[3:]))
+        a, b, c, d = (
+            part[:, None] for part in (padded[:-3], padded[1:-2], padded[2:-1], padded[3:])
+        )
         smooth = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
         _CURVES[count] = np.concatenate([smooth.reshape(-1, count), eye[-1:]])
     return _CURVES[count]

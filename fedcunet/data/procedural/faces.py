@@ -24,23 +24,23 @@ from .scene import noise_bank
 VERSION = 1  # of the painting: other numbers, other bytes
 MANIFEST = "faces.json"
 _AFW = Source(
-    folder="afw", suffix=".jpg", side=(150, 170), face=(0.38, 0.48), yaw=20, pitch=9, roll=9, expression=1.0,
-    companions=0.45, clutter=0.9, hardness=0.6, gain=(0.6, 0.95), saturation=(0.6, 1.05), warmth=0.08,
+    folder="afw", suffix=".jpg", side=(150, 170), face=(0.38, 0.48), yaw=18, pitch=9, roll=8, expression=1.0,
+    companions=0.45, clutter=0.9, hardness=0.6, gain=(0.6, 0.95), saturation=(0.6, 1.05), warmth=0.05,
     blur=(0.4, 1.0), motion=0.05, noise=(3, 9), jpeg=(55, 85), grey=0.03, occluders=0.1,
 )  # fmt: skip
 _HELEN = Source(
-    folder="helen/trainset", suffix=".jpg", side=(190, 204), face=(0.46, 0.54), yaw=13, pitch=8, roll=8,
-    expression=1.15, companions=0.1, clutter=0.4, hardness=0.4, gain=(0.95, 1.25), saturation=(1.0, 1.35),
+    folder="helen/trainset", suffix=".jpg", side=(190, 204), face=(0.46, 0.54), yaw=12.5, pitch=8, roll=7,
+    expression=1.15, companions=0.1, clutter=0.4, hardness=0.4, gain=(0.92, 1.15), saturation=(0.9, 1.15),
     warmth=0.02, blur=(0.0, 0.6), motion=0.0, noise=(1, 4), jpeg=(80, 95), grey=0.05, occluders=0.08,
 )  # fmt: skip
 _LFPW = Source(
-    folder="lfpw/trainset", suffix=".png", side=(165, 190), face=(0.46, 0.56), yaw=18, pitch=9, roll=7,
+    folder="lfpw/trainset", suffix=".png", side=(165, 190), face=(0.46, 0.56), yaw=15, pitch=8, roll=6,
     expression=0.8, companions=0.0, clutter=0.25, hardness=0.75, gain=(0.8, 1.15), saturation=(0.5, 1.1),
     warmth=-0.03, blur=(0.0, 1.7), motion=0.12, noise=(1, 6), jpeg=(22, 80), grey=0.15, occluders=0.06,
 )  # fmt: skip
 _IBUG = Source(
-    folder="ibug", suffix=".jpg", side=(175, 190), face=(0.45, 0.55), yaw=26, pitch=13, roll=14, expression=1.7,
-    companions=0.0, clutter=0.7, hardness=0.8, gain=(0.65, 1.2), saturation=(0.7, 1.2), warmth=0.03,
+    folder="ibug", suffix=".jpg", side=(175, 190), face=(0.45, 0.55), yaw=22, pitch=11, roll=11, expression=1.7,
+    companions=0.0, clutter=0.7, hardness=0.8, gain=(0.65, 1.2), saturation=(0.7, 1.1), warmth=0.03,
     blur=(0.2, 1.2), motion=0.06, noise=(2, 7), jpeg=(50, 90), grey=0.08, occluders=0.45, glasses=0.22,
 )  # fmt: skip
 _TRAIN = ((_AFW, 0.24), (_HELEN, 0.46), (_LFPW, 0.30))
@@ -78,13 +78,23 @@ def make_faces(
     Raises:
         UserError: For counts or a seed that cannot be, and where `root` holds anything else.
     """
-    for name, value, least in (("num_train", num_train, 3), ("num_test", num_test, 3), ("seed", seed, 0)):
+    for name, value, least in (
+        ("num_train", num_train, 3),
+        ("num_test", num_test, 3),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise UserError(f"make_faces: {name} must be at least {least}, found {value}")
     root = Path(root)
     plan = [*_shares(_TRAIN, num_train), *_shares(_TEST, num_test)]
     counts = {source.folder: count for source, count in plan}
-    wanted = {"version": VERSION, "seed": seed, "num_train": num_train, "num_test": num_test, "counts": counts}
+    wanted = {
+        "version": VERSION,
+        "seed": seed,
+        "num_train": num_train,
+        "num_test": num_test,
+        "counts": counts,
+    }
     if _is_made(root, wanted):
         return counts
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +127,9 @@ def _is_made(root: Path, wanted: dict[str, object]) -> bool:
         ) from None
     asked = {key: wanted[key] for key in described}
     if described != asked:
-        raise UserError(f"{root}: expected a face set with {_words(asked)}, found one with {_words(described)}")
+        raise UserError(
+            f"{root}: expected a face set with {_words(asked)}, found one with {_words(described)}"
+        )
     return True
 
 
@@ -139,7 +151,10 @@ def _shares(parts: tuple[tuple[Source, float], ...], total: int) -> list[tuple[S
 
 
 def _write_all(
-    work: Path, plan: list[tuple[Source, int]], seed: int, progress: Callable[[int, int], None] | None
+    work: Path,
+    plan: list[tuple[Source, int]],
+    seed: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     bank = noise_bank(seed)
     total, done = sum(count for _, count in plan), 0
@@ -187,4 +202,6 @@ def _write_face(path: Path, source: Source, photo: Photo, face: int) -> None:
     assert ok
     path.with_suffix(source.suffix).write_bytes(coded.tobytes())
     rows = "\n".join(f"{x:.6f} {y:.6f}" for x, y in photo.faces[face].points + 1.0)  # 1-based
-    path.with_suffix(".pts").write_text(f"version: 1\nn_points:  68\n{{\n{rows}\n}}\n", encoding="ascii")
+    path.with_suffix(".pts").write_text(
+        f"version: 1\nn_points:  68\n{{\n{rows}\n}}\n", encoding="ascii"
+    )

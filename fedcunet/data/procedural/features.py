@@ -30,7 +30,15 @@ def paint_features(
     if look.freckles > 0.55:
         spots = points_K2[30] + generator.normal(0, 0.3, (16, 2)) * pose.scale * (1, 0.7)
         for spot in draw.fixed(spots).tolist():
-            cv2.circle(albedo, spot, 10, mix(look.skin, look.skin * 0.6, look.freckles).tolist(), -1, cv2.LINE_AA, 4)
+            cv2.circle(
+                albedo,
+                spot,
+                10,
+                mix(look.skin, look.skin * 0.6, look.freckles).tolist(),
+                -1,
+                cv2.LINE_AA,
+                4,
+            )
 
 
 def _soft_shades(
@@ -46,7 +54,12 @@ def _soft_shades(
     smile = max(shape.smile, 0.0)
     if look.age > 0.55:
         between = points[[19, 21, 22, 24]]
-        draw.stroke(shade, [draw.curve(between - height * down) for height in (0.14, 0.24)], 70 * look.age, 1)
+        draw.stroke(
+            shade,
+            [draw.curve(between - height * down) for height in (0.14, 0.24)],
+            70 * look.age,
+            1,
+        )
     fold_depth = 100 * min(1.0, 0.15 + 0.45 * look.age + 0.45 * smile)
     for side, wing, corner in ((-1.0, 31, 48), (1.0, 35, 54)):
         out = side * right
@@ -54,10 +67,17 @@ def _soft_shades(
                 points[corner] + (0.08 + 0.05 * smile) * out - 0.02 * down]  # fmt: skip
         draw.stroke(shade, [draw.curve(np.stack(fold))], fold_depth, 0.045 * unit)
         start = points[wing]
-        crease = [start - 0.17 * down - 0.01 * out, start - 0.12 * down + 0.04 * out, start - 0.05 * down + 0.045 * out, start]
+        crease = [
+            start - 0.17 * down - 0.01 * out,
+            start - 0.12 * down + 0.04 * out,
+            start - 0.05 * down + 0.045 * out,
+            start,
+        ]
         draw.stroke(shade, [draw.curve(np.stack(crease))], 105, 0.035 * unit)
         small = 0.03 * unit
-        draw.fill(shade, draw.ellipse(points[corner], np.array([small, 0.0]), np.array([0.0, small])), 110)
+        draw.fill(
+            shade, draw.ellipse(points[corner], np.array([small, 0.0]), np.array([0.0, small])), 110
+        )
     base = draw.curve(points[31:36])
     draw.fill(shade, np.concatenate([base, base[::-1] - 0.045 * down]), 90)
     bottom = draw.curve(points[54:60])
@@ -76,7 +96,13 @@ def _soft_shades(
 
 
 def _eye(
-    albedo: np.ndarray, points_K2: np.ndarray, shape: FaceShape, look: FaceLook, pose: Pose, *, left: bool
+    albedo: np.ndarray,
+    points_K2: np.ndarray,
+    shape: FaceShape,
+    look: FaceLook,
+    pose: Pose,
+    *,
+    left: bool,
 ) -> None:
     first = 36 if left else 42
     eye = points_K2[first : first + 6]
@@ -84,11 +110,19 @@ def _eye(
     upper, lower = draw.curve(eye[:4]), draw.curve(eye[[3, 4, 5, 0]])
     if shape.eyes_open[0 if left else 1] > 0.2:
         _eyeball(albedo, np.concatenate([upper, lower[1:-1]]), eye.mean(axis=0), look, pose)
-    draw.stroke(albedo, [lower], mix(look.skin, look.skin * 0.4, 0.45 + 0.4 * look.makeup), 1)
+    draw.stroke(
+        albedo, [lower + 0.012 * down], mix(look.skin, look.skin * 0.4, 0.35 + 0.4 * look.makeup), 1
+    )
     dark = mix(look.skin * 0.6, np.minimum(look.skin * 0.25, 45), 0.7 + 0.3 * look.makeup)
     outer, near = (eye[0], eye[1]) if left else (eye[3], eye[2])
     lash = outer + (-right if left else right) * 0.035 - down * 0.02 * (1 + look.makeup)
-    draw.stroke(albedo, [upper, np.stack([near, outer, lash])], dark, (0.024 + 0.02 * look.makeup) * unit)
+    above = 0.012 * down
+    draw.stroke(
+        albedo,
+        [upper - above, np.stack([near, outer, lash]) - above],
+        dark,
+        (0.024 + 0.02 * look.makeup) * unit,
+    )
 
 
 def _eyeball(
@@ -109,7 +143,9 @@ def _eyeball(
     draw.fill(ball, centre + 0.45 * (iris - centre), _BLACK)
     # The upper lid shades the ball; a light is reflected beside the pupil.
     ball[: 1 + int(0.35 * len(ball))] = ball[: 1 + int(0.35 * len(ball))] * np.float32(0.84)
-    draw.fill(ball, centre + np.array([0.3, -0.35]) * radius + 0.22 * (iris - centre), (240, 240, 240))
+    draw.fill(
+        ball, centre + np.array([0.3, -0.35]) * radius + 0.22 * (iris - centre), (240, 240, 240)
+    )
     mask = np.zeros(region.shape[:2], np.uint8)
     cv2.fillPoly(mask, [draw.fixed(outline - low)], 255, cv2.LINE_AA, 4)
     weight = mask[..., None] / np.float32(255)
@@ -117,15 +153,30 @@ def _eyeball(
 
 
 def _brow(
-    albedo: np.ndarray, points_K2: np.ndarray, look: FaceLook, pose: Pose, generator: np.random.Generator, *, left: bool
+    albedo: np.ndarray,
+    points_K2: np.ndarray,
+    look: FaceLook,
+    pose: Pose,
+    generator: np.random.Generator,
+    *,
+    left: bool,
 ) -> None:
     line = draw.curve(points_K2[17:22] if left else points_K2[26:21:-1])  # outer to inner
     along = np.linspace(0.0, 1.0, len(line))[:, None]
-    thick = look.brow_thickness * np.minimum(1.0, 0.3 + 2.2 * along) * (1.0 - 0.2 * along) * pose.direction(0, 1)
+    thick = (
+        look.brow_thickness
+        * np.minimum(1.0, 0.3 + 2.2 * along)
+        * np.minimum(1.0, 1.7 - along)
+        * pose.direction(0, 1)
+    )
     # 300-W's points run along the upper half of the hair.
     colour = look.hair * 0.6 if look.style not in ("cap", "scarf") else np.array([30.0, 34.0, 40.0])
     colour = np.minimum(colour, look.skin * 0.6)
-    draw.fill(albedo, np.concatenate([line - 0.25 * thick, (line + 0.75 * thick)[::-1]]), mix(look.skin, colour, look.brow))
+    draw.fill(
+        albedo,
+        np.concatenate([line - 0.3 * thick, (line + 0.6 * thick)[::-1]]),
+        mix(look.skin, colour, look.brow),
+    )
     start = line[::2] + generator.uniform(0.0, 0.8, (len(line[::2]), 1)) * thick[::2]
     hairs = start[:, None] + np.stack([np.zeros(2), pose.direction(-0.07 if left else 0.07, -0.03)])
     draw.stroke(albedo, list(hairs), mix(look.skin, colour * 0.75, look.brow), 1)
@@ -143,7 +194,12 @@ def _nostrils(albedo: np.ndarray, points_K2: np.ndarray, look: FaceLook, pose: P
 
 
 def _mouth(
-    albedo: np.ndarray, points_K2: np.ndarray, shape: FaceShape, look: FaceLook, pose: Pose, generator: np.random.Generator
+    albedo: np.ndarray,
+    points_K2: np.ndarray,
+    shape: FaceShape,
+    look: FaceLook,
+    pose: Pose,
+    generator: np.random.Generator,
 ) -> None:
     unit, down = pose.scale, pose.direction(0, 1)
     top, bottom = draw.curve(points_K2[48:55]), draw.curve(points_K2[[54, 55, 56, 57, 58, 59, 48]])
@@ -167,12 +223,18 @@ def _mouth(
 
 
 def _teeth(
-    albedo: np.ndarray, top: np.ndarray, bottom: np.ndarray, gap: float, down: np.ndarray, generator: np.random.Generator
+    albedo: np.ndarray,
+    top: np.ndarray,
+    bottom: np.ndarray,
+    gap: float,
+    down: np.ndarray,
+    generator: np.random.Generator,
 ) -> None:
     """A band of teeth under the upper lip, within the opening; the corners of the mouth stay dark."""
     white = np.array([196.0, 214.0, 224.0]) * generator.uniform(0.8, 1.0)
-    along = np.linspace(0.0, 1.0, len(top))
-    depth = np.minimum(0.11, 0.85 * gap) * np.sin(np.pi * along).clip(0) ** 0.4
+    tall = np.linalg.norm(down)
+    room = np.linalg.norm(bottom[::-1] - top, axis=1) / tall
+    depth = np.minimum(0.11, 0.75 * room)
     part = slice(3, len(top) - 3)
     draw.fill(albedo, np.concatenate([top[part], (top + depth[:, None] * down)[part][::-1]]), white)
     ticks = [np.stack([top[i], top[i] + depth[i] * down]) for i in range(6, len(top) - 5, 3)]
@@ -182,7 +244,9 @@ def _teeth(
         draw.fill(albedo, np.concatenate([bottom[part], low[::-1]]), white * 0.88)
 
 
-def paint_ear(image: np.ndarray, shape: FaceShape, look: FaceLook, pose: Pose, side: float, light: np.ndarray) -> None:
+def paint_ear(
+    image: np.ndarray, shape: FaceShape, look: FaceLook, pose: Pose, side: float, light: np.ndarray
+) -> None:
     """Paint the ear at image-left (`side` -1) or image-right (1) on a lit picture.
 
     `light` is what the skin's colour there is multiplied by, (3,).

@@ -10,8 +10,19 @@ _SKIN = np.array(
     float,
 )  # fmt: skip
 _HAIR = np.array(
-    [(22, 18, 18), (38, 28, 24), (62, 42, 30), (94, 64, 42), (140, 100, 62), (196, 158, 104),
-     (226, 200, 150), (120, 56, 30), (130, 128, 126), (205, 203, 200)], float
+    [
+        (22, 18, 18),
+        (38, 28, 24),
+        (62, 42, 30),
+        (94, 64, 42),
+        (140, 100, 62),
+        (196, 158, 104),
+        (226, 200, 150),
+        (120, 56, 30),
+        (130, 128, 126),
+        (205, 203, 200),
+    ],
+    float,
 )
 _HAIR_WEIGHT = np.array([0.24, 0.2, 0.16, 0.1, 0.07, 0.06, 0.04, 0.04, 0.06, 0.03])
 _IRIS = np.array([(60, 38, 26), (84, 58, 36), (40, 26, 20), (96, 112, 84), (104, 132, 160)], float)
@@ -40,6 +51,7 @@ class FaceLook:
 
     skin: np.ndarray
     hair: np.ndarray
+    hair_cover: np.ndarray  # the hair's colour, or the hat's
     lips: np.ndarray
     iris: np.ndarray
     clothes: np.ndarray
@@ -74,7 +86,7 @@ def sample_light(generator: np.random.Generator, *, hardness: float) -> Light:
     """Light mostly from the front and above; `hardness` 0..1 is how much is direct."""
     toward = np.array([generator.normal(0, 0.75), -abs(generator.normal(0.35, 0.4)), 1.0])
     key = float(np.clip(generator.normal(0.25 + 0.35 * hardness, 0.12), 0.12, 0.75))
-    warm = generator.normal(0.03, 0.05)
+    warm = generator.normal(0.01, 0.04)
     return Light(
         direction=toward / np.linalg.norm(toward),
         ambient=1.02 - key,
@@ -82,6 +94,13 @@ def sample_light(generator: np.random.Generator, *, hardness: float) -> Light:
         tint=np.array([1 - warm, 1.0, 1 + warm]),
         gloss=float(generator.uniform(0.0, 0.35)),
     )
+
+
+def cloth_colour(generator: np.random.Generator) -> np.ndarray:
+    """A colour of things: mostly greyish or dark, now and then strong, (3,)."""
+    spread = 0.12 if generator.random() < 0.65 else 0.5
+    colour = generator.uniform(12, 235) * (1.0 + spread * generator.standard_normal(3))
+    return np.asarray(colour.clip(5, 245))
 
 
 def sample_look(
@@ -103,9 +122,12 @@ def sample_look(
     redness = np.array([0.88, 0.62, 0.64]) + generator.normal(0, 0.035, 3)
     lips = skin * (redness - 0.08 * makeup * np.array([0.0, 3.5, 2.4]))
     hairy = not feminine and generator.random() < 0.45
-    iris = _IRIS[generator.choice(len(_IRIS), p=[0.4, 0.2, 0.15, 0.1, 0.15] if tone < 2 else [0.5, 0.1, 0.4, 0, 0])]
+    iris = _IRIS[
+        generator.choice(
+            len(_IRIS), p=[0.4, 0.2, 0.15, 0.1, 0.15] if tone < 2 else [0.5, 0.1, 0.4, 0, 0]
+        )
+    ]
     bright = style in ("cap", "scarf")
-    clothes = generator.uniform(10, 250, 3) if generator.random() < 0.6 else np.full(3, generator.uniform(10, 245))
     kind = ""
     if generator.random() < glasses:
         kind = "sun" if generator.random() < 0.2 else "clear"
@@ -113,18 +135,26 @@ def sample_look(
     choice = str(generator.choice(["hand", "bar", "cup", "microphone"], p=[0.5, 0.15, 0.2, 0.15]))
     return FaceLook(
         skin=np.clip(skin, 20, 250)[::-1],
-        hair=np.clip(generator.uniform(15, 235, 3) if bright else hair[::-1], 8, 240),
+        hair=np.clip(hair[::-1], 8, 240),
+        hair_cover=np.clip(cloth_colour(generator) if bright else hair[::-1], 8, 240),
         lips=np.clip(lips, 15, 235)[::-1],
         iris=iris[::-1],
-        clothes=clothes,
+        clothes=cloth_colour(generator),
         style=style,
-        hairline=np.array(HAIR_STYLES[style]) + generator.normal(0, 0.04) + generator.normal(0, 0.02, 9),
-        hair_volume=float(generator.uniform(0.07, 0.26)) * (0.25 if style in ("bald", "receding") else 1.0),
+        hairline=np.array(HAIR_STYLES[style])
+        + generator.normal(0, 0.04)
+        + generator.normal(0, 0.02, 9),
+        hair_volume=float(generator.uniform(0.07, 0.26))
+        * (0.25 if style in ("bald", "receding") else 1.0),
         parting=float(generator.normal(0, 0.08)),
         beard=float(generator.uniform(0.1, 0.9)) if hairy else 0.0,
-        moustache=float(generator.uniform(0.1, 0.9)) if hairy or (not feminine and generator.random() < 0.08) else 0.0,
+        moustache=float(generator.uniform(0.1, 0.9))
+        if hairy or (not feminine and generator.random() < 0.08)
+        else 0.0,
         brow=float(generator.uniform(0.45, 0.95)),
-        brow_thickness=float(generator.uniform(0.045, 0.075) if feminine else generator.uniform(0.06, 0.11)),
+        brow_thickness=float(
+            generator.uniform(0.045, 0.075) if feminine else generator.uniform(0.06, 0.11)
+        ),
         makeup=makeup,
         age=float(generator.beta(1.2, 2.0)),
         freckles=float(generator.beta(1.0, 3.0)),

@@ -59,12 +59,16 @@ class Photo:
 _LIMITS = np.radians([46.0, 28.0, 40.0])
 
 
-def make_photo(source: Source, num_faces: int, bank: np.ndarray, generator: np.random.Generator) -> Photo:
+def make_photo(
+    source: Source, num_faces: int, bank: np.ndarray, generator: np.random.Generator
+) -> Photo:
     """A photo of `num_faces` people side by side, cropped around each."""
     side = int(generator.integers(source.side[0], source.side[1] + 1))
     face_pixels = side * generator.uniform(*source.face)
     spacing = int(1.35 * face_pixels)
-    canvas = paint_background(side, side + spacing * (num_faces - 1), bank, generator, clutter=source.clutter)
+    canvas = paint_background(
+        side, side + spacing * (num_faces - 1), bank, generator, clutter=source.clutter
+    )
     light = sample_light(generator, hardness=source.hardness)
     everyone = []
     for index in generator.permutation(num_faces):  # who stands in front
@@ -73,11 +77,20 @@ def make_photo(source: Source, num_faces: int, bank: np.ndarray, generator: np.r
         everyone.append((left, points))
     camera = _sample_camera(source, generator)
     picture = camera.develop(canvas, bank, generator)
-    faces = [Face(picture=np.ascontiguousarray(picture[:, left : left + side]), points=points) for left, points in sorted(everyone, key=lambda item: item[0])]
+    faces = [
+        Face(picture=np.ascontiguousarray(picture[:, left : left + side]), points=points)
+        for left, points in sorted(everyone, key=lambda item: item[0])
+    ]
     return Photo(faces=tuple(faces), jpeg=camera.jpeg)
 
 
-def _add_person(view: np.ndarray, source: Source, light: Light, face_pixels: float, generator: np.random.Generator) -> np.ndarray:
+def _add_person(
+    view: np.ndarray,
+    source: Source,
+    light: Light,
+    face_pixels: float,
+    generator: np.random.Generator,
+) -> np.ndarray:
     """Paint one person on `view` (in place); returns the 68 points in its pixels."""
     shape = sample_shape(generator, expression=source.expression)
     look = sample_look(generator, occluders=source.occluders, glasses=source.glasses)
@@ -98,23 +111,32 @@ def _add_person(view: np.ndarray, source: Source, light: Light, face_pixels: flo
 
 
 def paint_person(
-    view: np.ndarray, points: np.ndarray, shape: FaceShape, look: FaceLook, light: Light, pose: Pose, generator: np.random.Generator
+    view: np.ndarray,
+    points: np.ndarray,
+    shape: FaceShape,
+    look: FaceLook,
+    light: Light,
+    pose: Pose,
+    generator: np.random.Generator,
 ) -> None:
     """Paint a whole person on `view` (in place), from what is farthest to what is nearest."""
     hair_KL3 = hair_mesh(shape, look, generator)
     paint_body(view, shape, look, light, pose, hair_KL3, generator)
     turn = float(pose.rotation[0, 2])
-    ear_light = {side: (light.ambient + light.key * max(0.1, side * float(light.direction[0]) + 0.5)) * light.tint * 0.9 for side in (-1.0, 1.0)}
+    ear_light = {
+        side: (light.ambient + light.key * max(0.1, side * float(light.direction[0]) + 0.5))
+        * light.tint
+        * 0.9
+        for side in (-1.0, 1.0)
+    }
     # Turned to the right (turn > 0) the ear on the left comes to the front.
     for side in (-1.0, 1.0):
         if ears_shown(look) and side * turn > -0.12:
             paint_ear(view, shape, look, pose, side, ear_light[side])
     layer = draw_head(view.shape[:2], shape, look, light, pose, hair_KL3, generator)
-    albedo = np.ascontiguousarray(layer.albedo)
-    paint_features(albedo, points, shape, look, pose, generator)
-    albedo = cv2.GaussianBlur(albedo, (3, 3), 0.5)  # as soft as the skin around
-    lit = np.minimum(albedo * (layer.light[..., None] * light.tint.astype(np.float32)), 255)
-    view[:] = view + layer.cover[..., None] * (lit - view) + np.float32(0.5)
+    paint_features(layer.albedo, points, shape, look, pose, generator)
+    cv2.GaussianBlur(layer.albedo, (3, 3), 0.5, dst=layer.albedo)  # as soft as the skin around
+    layer.compose(view)
     for side in (-1.0, 1.0):
         if ears_shown(look) and side * turn <= -0.12:
             paint_ear(view, shape, look, pose, side, ear_light[side])

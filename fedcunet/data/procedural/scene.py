@@ -7,7 +7,7 @@ import numpy as np
 
 from . import draw
 from .head import Pose
-from .looks import FaceLook, Light
+from .looks import FaceLook, Light, cloth_colour
 from .shape import FaceShape
 
 _BANK_SIDE = 512
@@ -19,11 +19,16 @@ def noise_bank(seed: int) -> np.ndarray:
     return generator.standard_normal((_BANK_SIDE, _BANK_SIDE, 3), dtype=np.float32)
 
 
-def _window(bank: np.ndarray, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+def _window(
+    bank: np.ndarray, height: int, width: int, generator: np.random.Generator
+) -> np.ndarray:
     repeats = -(-width // (_BANK_SIDE // 2))
     tiles = []
     for _ in range(repeats):  # wide photos take several windows
-        top, left = generator.integers(0, _BANK_SIDE - height), generator.integers(0, _BANK_SIDE // 2)
+        top, left = (
+            generator.integers(0, _BANK_SIDE - height),
+            generator.integers(0, _BANK_SIDE // 2),
+        )
         tiles.append(bank[top : top + height, left : left + _BANK_SIDE // 2])
     return np.concatenate(tiles, axis=1)[:, :width]
 
@@ -32,7 +37,7 @@ def paint_background(
     height: int, width: int, bank: np.ndarray, generator: np.random.Generator, *, clutter: float
 ) -> np.ndarray:
     """A background (height, width, 3) 8 bits: plain, gradient, foliage, wall, or things; `clutter` 0..1."""
-    base, other = (generator.uniform(10, 235) * generator.normal(1, 0.14, 3) for _ in range(2))
+    base, other = cloth_colour(generator), cloth_colour(generator)
     slope = generator.normal(0, 1, 2)
     # Coarse parts at half the size: quicker, and backgrounds are out of focus.
     rows, columns = (height + 1) // 2, (width + 1) // 2
@@ -44,7 +49,9 @@ def paint_background(
         coarse = np.ascontiguousarray(_window(bank, cells, across, generator))
         strength = generator.uniform(0, 1) ** 2 * 60 * (0.3 + clutter)
         grain = 0.85 * coarse[..., :1] + 0.15 * coarse
-        image += cv2.resize(grain * np.float32(strength), (columns, rows), interpolation=cv2.INTER_LINEAR)
+        image += cv2.resize(
+            grain * np.float32(strength), (columns, rows), interpolation=cv2.INTER_LINEAR
+        )
     picture = image.clip(0, 255).astype(np.uint8)
     sharp_things = int(generator.poisson(3 * clutter * width / height))
     for _ in range(int(generator.poisson(7 * clutter * width / height))):
@@ -65,11 +72,15 @@ def _thing(picture: np.ndarray, generator: np.random.Generator) -> None:
     angle = generator.normal(0, 0.3)
     right = np.array([np.cos(angle), np.sin(angle)])
     down = np.array([-right[1], right[0]])
-    colour = generator.uniform(5, 250) * generator.normal(1.0, 0.2, 3)
+    colour = cloth_colour(generator)
     kind = generator.random()
     if kind < 0.5:
         a, b = size[0] * right, size[1] * down
-        draw.fill(picture, np.stack([middle - a - b, middle + a - b, middle + a + b, middle - a + b]), colour)
+        draw.fill(
+            picture,
+            np.stack([middle - a - b, middle + a - b, middle + a + b, middle - a + b]),
+            colour,
+        )
     elif kind < 0.8:
         if generator.random() < 0.5:
             colour = np.array([120.0, 155.0, 205.0]) * generator.uniform(0.4, 1.1)
@@ -82,21 +93,40 @@ def _thing(picture: np.ndarray, generator: np.random.Generator) -> None:
 
 
 def paint_body(
-    image: np.ndarray, shape: FaceShape, look: FaceLook, light: Light, pose: Pose, hair_KL3: np.ndarray,
+    image: np.ndarray,
+    shape: FaceShape,
+    look: FaceLook,
+    light: Light,
+    pose: Pose,
+    hair_KL3: np.ndarray,
     generator: np.random.Generator,
 ) -> None:
     """Hair behind the neck, neck and shoulders, below and behind the head layer to come."""
     unit = pose.scale
     if not ears_shown(look):
         hull = cv2.convexHull(pose.project(hair_KL3[3:].reshape(-1, 3)).astype(np.float32))[:, 0]
-        draw.fill(image, hull, look.hair * (light.ambient + 0.2 * light.key) * light.tint * 0.75)
+        draw.fill(
+            image, hull, look.hair_cover * (light.ambient + 0.2 * light.key) * light.tint * 0.75
+        )
     top = pose.project(np.array([0.0, 0.35, -0.95]))
     chin = pose.project(np.array([0.0, shape.chin_y, -0.5]))
-    bottom = np.array([0.6 * top[0] + 0.4 * chin[0], top[1] + 1.2 * unit]) + generator.normal(0, 0.06, 2) * unit
+    bottom = (
+        np.array([0.6 * top[0] + 0.4 * chin[0], top[1] + 1.2 * unit])
+        + generator.normal(0, 0.06, 2) * unit
+    )
     wide = unit * generator.uniform(0.46, 0.62) * np.array([1.0, 0.0])
     skin = look.skin * (light.ambient + 0.45 * light.key) * light.tint * 0.88
     # The head's shadow on the neck is what shows the jaw.
-    draw.fill(image, np.stack([top - wide, top + wide, bottom + 1.25 * wide, bottom - 1.25 * wide]), skin)
+    below = bottom + (0.0, 0.7 * unit)
+    neck = [
+        top - wide,
+        top + wide,
+        bottom + 1.2 * wide,
+        below + 1.4 * wide,
+        below - 1.4 * wide,
+        bottom - 1.2 * wide,
+    ]
+    draw.fill(image, np.stack(neck), skin)
     fall = (0.0, generator.uniform(0.1, 0.45) * unit)
     shade = np.stack([top - wide, top + wide, chin + wide + fall, chin - wide + fall])
     draw.blend(image, shade, skin * generator.uniform(0.55, 0.8), 0.9, soften=0.09 * unit)
@@ -112,11 +142,15 @@ def paint_body(
     if kind < 0.25:  # stripes
         x = np.arange(-2.0, 2.01, 0.3)
         x = x[np.abs(x) > 0.7]
-        stripes = [bottom + unit * np.array([(a, 0.4 + drop * abs(a) / 2), (1.2 * a, 4.0)]) for a in x]
+        stripes = [
+            bottom + unit * np.array([(a, 0.4 + drop * abs(a) / 2), (1.2 * a, 4.0)]) for a in x
+        ]
         draw.stroke(image, stripes, draw.mix(cloth, 255 - cloth, 0.5), 0.06 * unit)
     elif kind < 0.5:  # a shirt's collar
         for side in (-1.0, 1.0):
-            flap = bottom + unit * np.array([(side * 0.72, -0.15), (side * 0.1, 0.45), (side * 0.5, 0.6)])
+            flap = bottom + unit * np.array(
+                [(side * 0.72, -0.15), (side * 0.1, 0.45), (side * 0.5, 0.6)]
+            )
             draw.fill(image, flap, draw.mix(cloth, np.full(3, 255.0), generator.uniform(0.0, 0.8)))
     draw.stroke(image, [body[[0, 1, 2, 3]]], cloth * 0.7, 1)
 
@@ -139,7 +173,9 @@ class Camera:
     noise: float
     jpeg: int
 
-    def develop(self, image: np.ndarray, bank: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def develop(
+        self, image: np.ndarray, bank: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
         """The photo of a painted scene, 8 bits."""
         height, width = image.shape[:2]
         if self.blur > 0.3:
@@ -149,7 +185,15 @@ class Camera:
             kernel = np.zeros((side, side), np.float32)
             angle = generator.uniform(0, np.pi)
             half = side / 2 * np.array([np.cos(angle), np.sin(angle)])
-            cv2.polylines(kernel, [draw.fixed(np.stack([side // 2 - half, side // 2 + half]))], False, 1.0, 1, cv2.LINE_8, 4)
+            cv2.polylines(
+                kernel,
+                [draw.fixed(np.stack([side // 2 - half, side // 2 + half]))],
+                False,
+                1.0,
+                1,
+                cv2.LINE_8,
+                4,
+            )
             image = cv2.filter2D(image, -1, kernel / kernel.sum())
         # One table a channel: gain, cast, contrast.
         level = np.linspace(0, 1, 256)[:, None] * self.gain * self.cast

@@ -130,7 +130,9 @@ def surface_depth(shape: FaceShape, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     side, front = side_depth(shape, y), _profile(shape, y)
     across = np.clip(np.abs(x) / np.maximum(half_width(shape, y), 1e-6), 0.0, 1.0)
     bulge = (1.0 - across**2.2) ** 0.58
-    return np.asarray(side + (front - side) * bulge + _relief(shape, x, y) * np.minimum(1, 3 * bulge))
+    return np.asarray(
+        side + (front - side) * bulge + _relief(shape, x, y) * np.minimum(1, 3 * bulge)
+    )
 
 
 def frontal_points(shape: FaceShape) -> np.ndarray:
@@ -142,12 +144,18 @@ def frontal_points(shape: FaceShape) -> np.ndarray:
     x = half_width(shape, y)
     points_K2[:17] = np.concatenate([np.stack([-x, y], 1), np.stack([x[-2::-1], y[-2::-1]], 1)])
     scale = shape.width
-    for side, brow, eye in ((-1, range(17, 22), (36, 37, 38, 39, 40, 41)),
-                            (1, range(26, 21, -1), (45, 44, 43, 42, 47, 46))):
+    for side, brow, eye in (
+        (-1, range(17, 22), (36, 37, 38, 39, 40, 41)),
+        (1, range(26, 21, -1), (45, 44, 43, 42, 47, 46)),
+    ):
         which = 0 if side < 0 else 1
         along = np.linspace(0.0, 1.0, 5)  # outer end to inner end
         brow_y = -0.515 - shape.brow_gap - shape.brow_raise[which] * (0.8 + 0.4 * along)
-        brow_y = brow_y - shape.brow_arch * np.sin(np.pi * along ** 0.85) - shape.brow_slant * (1 - 2 * along)
+        brow_y = (
+            brow_y
+            - shape.brow_arch * np.sin(np.pi * along**0.85)
+            - shape.brow_slant * (1 - 2 * along)
+        )
         brow_x = (0.8 + (0.165 - 0.8) * along) * (0.5 + 0.5 * shape.eye_distance / 0.425)
         points_K2[list(brow)] = np.stack([side * scale * brow_x, brow_y + 0.015], 1)
         lid = 0.062 * shape.eyes_open[which]
@@ -252,16 +260,27 @@ def _mouth(shape: FaceShape) -> np.ndarray:
     corner = line + 0.3 * gap - 0.12 * smile + 0.01
     curve = 0.25 * (corner - line)  # the parts between middle and corners bend along
     rows: list[tuple[float, float]] = [
-        (-1.0, corner), (-0.64, above - 0.72 * upper + 2 * curve), (-0.27, above - upper),
-        (0.0, above - 0.83 * upper), (0.27, above - upper), (0.64, above - 0.72 * upper + 2 * curve),
-        (1.0, corner), (0.66, below + 0.62 * lower + 2 * curve), (0.3, below + 0.96 * lower),
-        (0.0, below + lower), (-0.3, below + 0.96 * lower), (-0.66, below + 0.62 * lower + 2 * curve),
-        (-0.85, corner + 0.1 * (line - corner)), (-0.29, above + 0.01), (0.0, above + 0.014),
-        (0.29, above + 0.01), (0.85, corner + 0.1 * (line - corner)), (0.29, below + 0.006),
-        (0.0, below + 0.01), (-0.29, below + 0.006),
+        (-1.0, corner),
+        (-0.64, above - 0.72 * upper + 2 * curve),
+        (-0.27, above - upper),
+        (0.0, above - 0.83 * upper),
+        (0.27, above - upper),
+        (0.64, above - 0.72 * upper + 2 * curve),
+        (1.0, corner),
+        (0.66, below + 0.62 * lower + 2 * curve),
+        (0.3, below + 0.96 * lower),
+        (0.0, below + lower),
+        (-0.3, below + 0.96 * lower),
+        (-0.66, below + 0.62 * lower + 2 * curve),
+        (-0.85, corner + 0.1 * (line - corner)),
+        (-0.29, above + 0.01),
+        (0.0, above + 0.014),
+        (0.29, above + 0.01),
+        (0.85, corner + 0.1 * (line - corner)),
+        (0.29, below + 0.006),
+        (0.0, below + 0.01),
+        (-0.29, below + 0.006),
     ]
     points = np.array(rows) * (reach, 1.0)
     points[:, 0] += shape.mouth_shift * np.array([1.0] * 20)
     return points
-
-

@@ -1,0 +1,31 @@
+"""The console script `fedcunet`."""
+
+import typer
+
+from fedcunet.commands import codecs, data, machine, training
+from fedcunet.commands.errors import run_app
+
+app = typer.Typer(
+    help="Federated training of quantised densely connected U-Nets for landmark localisation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(training.train)
+app.command()(training.evaluate)
+app.command()(training.predict)
+app.command()(machine.sizes)
+app.add_typer(data.app, name="data")
+app.command()(codecs.codecs)
+app.command()(codecs.encode)
+app.command()(codecs.decode)
+app.command()(machine.checks)
+
+
+def main() -> None:
+    """Runs the command line."""
+    run_app(app, "fedcunet")
+
+
+if __name__ == "__main__":
+    main()

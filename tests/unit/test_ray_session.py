@@ -1,0 +1,54 @@
+"""Before Ray starts, the memory is checked; nothing here starts Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from fedcunet.errors import RunFailure
+from simulations import ray_session
+from simulations.ray_session import RAY_BYTES, check_memory, free_memory_bytes
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(ray_session, "free_memory_bytes", lambda: free)
+
+
+def test_workers_that_fit_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, RAY_BYTES + 2 * 10**9)
+    check_memory(2, 10**9)
+
+
+def test_too_many_workers_are_told_how_many_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, RAY_BYTES + 2 * 10**9 - 1)
+    with pytest.raises(RunFailure) as failure:
+        check_memory(2, 10**9)
+    assert str(failure.value) == "2 workers need about 2.4 GB, 2.4 GB free: use --num-workers 1"
+
+
+def test_where_no_worker_fits_loopback_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, 10**8)
+    with pytest.raises(RunFailure) as failure:
+        check_memory(1, 10**9)
+    assert str(failure.value) == "1 worker needs about 1.4 GB, 0.1 GB free: use --engine loopback"
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage"),
+    [
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ],
+)
+def test_a_containers_limit_counts_where_it_is_lower(
+    tmp_path: Path, limit: str, usage: str
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / usage).write_text("400\n")
+    assert free_memory_bytes(tmp_path) == 600
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert free_memory_bytes(tmp_path) > 600
