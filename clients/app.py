@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from flwr.app import Context, Message
@@ -63,6 +64,7 @@ def train(message: Message, context: Context) -> Message:
     if values[rounds.CLIENT] != client:
         raise UserError(f"message for client {values[rounds.CLIENT]} reached client {client}")
     torch.set_num_threads(config.training.threads)
+    cv2.setNumThreads(config.training.threads)
     crops = _own_crops(config, context)
     model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
     received = admit(blob, rounds.model_payload(layout, config.seed, round_number))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fedcunet.payload import Layout
+from fedcunet.layout import Layout
 
 MEAN_SUFFIX, VARIANCE_SUFFIX = ".running_mean", ".running_var"
 

@@ -34,7 +34,8 @@ def check_bits(bits: float, *, low: int, high: int, what: str = "bits") -> int:
         whole = -1
     if whole != bits or not low <= whole <= high:
         expected = f"{low}" if low == high else f"a whole number from {low} to {high}"
-        raise UserError(f"{what} must be {expected}, not {bits}")
+        found = f"{bits:g}" if isinstance(bits, float) else bits
+        raise UserError(f"{what} must be {expected}, not {found}")
     return whole
 
 

@@ -115,7 +115,7 @@ def read_description(message: Message) -> Description | BadReply:
             node_id=message.metadata.src_node_id,
             client=client,
             num_examples=count,
-            device=str(record.get("device", ""))[:MAX_NAME_LENGTH],
+            device=one_line(str(record.get("device", "")))[:MAX_NAME_LENGTH],
         )
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")

@@ -42,7 +42,8 @@ figure.plot{background:var(--card);border:1px solid var(--line);border-radius:10
 padding:.9rem .9rem .5rem}
 figure.plot>figcaption{font-weight:600;margin-bottom:.5rem}
 figure.plot>figcaption small{display:block;font-weight:400;color:var(--muted)}
-svg.chart{display:block;width:100%;max-width:42rem;margin:0 auto;height:auto;stroke-linejoin:round;overflow:visible}
+svg.chart{display:block;width:100%;max-width:42rem;margin:0 auto;
+height:auto;stroke-linejoin:round;overflow:visible}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 .tall{max-height:32rem;overflow-y:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
@@ -80,7 +81,7 @@ details{margin-top:1rem}summary{cursor:pointer;font-weight:600;padding:.25rem 0}
 font-size:.92rem}
 .facts dt{font-weight:600}.facts dd{margin:0;color:var(--muted)}
 @media (max-width:40rem){.facts{grid-template-columns:1fr;gap:.1rem}.facts dd{margin-bottom:.6rem}
-th,td{padding:.4rem .45rem}.wrap{min-width:5.5rem}.tile dd{font-size:1.2rem}
+table{font-size:.8rem}th,td{padding:.4rem .4rem}.wrap{min-width:5.5rem}.tile dd{font-size:1.2rem}
 svg.chart text{font-size:10.5px!important}}
 @media print{body{background:#fff}.tall{max-height:none}}
 """

@@ -60,12 +60,12 @@ def picture(examples: Examples, index: int, *, alt: str, link: str | None = None
         f"M{_xy(target[k])}L{_xy(predicted[k])}" for k in np.flatnonzero(both).tolist()
     )
     layers = (
-        ("halo", 1.9, _dots(target)),
-        ("halo", 1.5, _dots(predicted)),
+        ("halo", 1.6, _dots(target)),
+        ("halo", 1.25, _dots(predicted)),
         ("outline", 0.35, _outline(predicted, known, examples.scheme)),
         ("stick", 0.45, sticks),
-        ("true", 1.5, _dots(target)),
-        ("predicted", 1.1, _dots(predicted)),
+        ("true", 1.2, _dots(target)),
+        ("predicted", 0.9, _dots(predicted)),
     )
     drawn = "".join(
         f'<path class="{name}" stroke-width="{thickness * unit:.2f}" d="{path}"/>'

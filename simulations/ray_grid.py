@@ -347,7 +347,7 @@ def _reason(error: RayError) -> str:
     if "memory pressure" in text or "running low on memory" in text:
         return "the worker process was ended by Ray: the machine ran out of memory"
     if isinstance(error, RayActorError):
-        return "the worker process died while it ran this client"
+        return "the worker process died"
     return one_line(f"{type(error).__name__}: {text}")
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -61,6 +62,8 @@ def start_ray(
     Raises:
         RunFailure: Ray does not start or cannot be reached; one line.
     """
+    if ray_address is not None:
+        _check_address(ray_address)
     if ray.is_initialized():
         yield
         return
@@ -84,8 +87,8 @@ def start_ray(
                     logging_level=logging.ERROR,
                 )
         except Exception as error:
-            where = "does not start" if ray_address is None else f"at {ray_address}"
-            raise RunFailure(one_line(f"Ray {where}: {error}")) from error
+            where = "Ray does not start" if ray_address is None else f"no Ray at {ray_address}"
+            raise RunFailure(one_line(f"{where}: {error}")) from error
         started = True
         yield
     finally:
@@ -93,6 +96,17 @@ def start_ray(
         _stop_ray(not_ours, grace_seconds=END_SECONDS if started else 0.0)
         for folder in _session_folders() - folders_before:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_address(ray_address: str) -> None:
+    """See that something listens there: Ray itself would try for minutes."""
+    host, separator, port = ray_address.rpartition(":")
+    if not separator or not port.isdigit() or "/" in host:
+        return  # "auto" and other forms that are Ray's own
+    try:
+        socket.create_connection((host, int(port)), timeout=END_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RunFailure(f"no Ray at {ray_address}: {error}") from error
 
 
 @contextmanager

@@ -121,6 +121,13 @@ def replies(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
         text = page.table(headings, rows, caption="Reasons of rejections")
     else:
         text = "<p>No reply was rejected.</p>"
+    for run, name in zip(runs, names, strict=True):
+        guarded = sum(line.get("reproducible") is False for line in run.rounds)
+        if guarded:
+            text += (
+                f"<p>{escape(name)}: {units.counted(guarded, 'round')} not reproducible (the "
+                "wall-clock guard decided who was late).</p>"
+            )
     rows = [
         [
             escape(name),

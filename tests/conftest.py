@@ -1,18 +1,12 @@
 """Fixtures for all tests: one seed, real data where it exists, and made-up 300-W folders."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-
-with warnings.catch_warnings():
-    # typer 0.20.1 imports names that click 8.5 deprecates; here it happens once for all.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import typer  # noqa: F401
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -2,9 +2,7 @@
 
 import io
 import json as json_module
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from fedcunet.bits import check_bits
 from fedcunet.codecs import CODECS, Codec, get_codec
 from fedcunet.codecs.base import check_vector
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.payload import (
     Expected,
     Layout,
@@ -61,7 +60,7 @@ def encode(
     """
     vector = load_vector(source)
     blob = pack(vector, vector_payload(vector.size, codec, bits, seed))
-    write_atomically(target, blob)
+    write_output(target, blob)
     shown = f"{bits_per_parameter(blob, Layout.vector(vector.size)):.4f}" if vector.size else "-"
     _say(f"{target}: {vector.size} values in {len(blob)} bytes, {shown} bits per value")
 
@@ -84,7 +83,7 @@ def decode(
     if isinstance(admitted, Rejection):
         raise UserError(f"{source}: refused, {admitted.reason}: {admitted.detail}")
     vector = admitted.decode()
-    write_atomically(target, _npy_bytes(vector))
+    write_output(target, _npy_bytes(vector))
     _say(f"{target}: {vector.size} values from {admitted.expected.codec}")
 
 
@@ -226,28 +225,14 @@ def load_vector(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {error}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either whole or not there, also when the machine stops.
+def write_output(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all; its folder is made.
 
     Raises:
-        UserError: The folder is missing or cannot be written to.
+        UserError: It cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp's files are for their owner alone; a new file follows the user's mask.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedcunet.config import RunConfig
 from fedcunet.models import DUNet
-from fedcunet.payload import Layout
+from fedcunet.layout import Layout
 from fedcunet.quant.layers import quantise_network
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement

@@ -10,13 +10,8 @@ import pytest
 
 from fedcunet.data.annotations import FACE68
 from fedcunet.data.procedural import make_faces
-from fedcunet.data.procedural.shape import (
-    FaceShape,
-    points_3d,
-    posed_points,
-    rotation,
-    sample_shape,
-)
+from fedcunet.data.procedural.landmarks import points_3d, posed_points, rotation
+from fedcunet.data.procedural.shape import FaceShape, sample_shape
 from fedcunet.errors import UserError
 
 _FOLDERS = {"afw", "helen/trainset", "helen/testset", "lfpw/trainset", "lfpw/testset", "ibug"}
@@ -138,9 +133,9 @@ def test_an_interrupted_set_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_another_seed_or_count_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "faces"
     make_faces(root, num_train=3, num_test=3)
-    with pytest.raises(UserError, match="seed 1.*found.*seed 0"):
+    with pytest.raises(UserError, match=r"seed 1.*found.*seed 0"):
         make_faces(root, num_train=3, num_test=3, seed=1)
-    with pytest.raises(UserError, match="num_train 4.*found.*num_train 3"):
+    with pytest.raises(UserError, match=r"num_train 4.*found.*num_train 3"):
         make_faces(root, num_train=4, num_test=3)
 
 

@@ -1,12 +1,13 @@
 """Before Ray starts, the memory is checked; nothing here starts Ray."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from fedcunet.errors import RunFailure
 from simulations import ray_session
-from simulations.ray_session import RAY_BYTES, check_memory, free_memory_bytes
+from simulations.ray_session import RAY_BYTES, check_memory, free_memory_bytes, start_ray
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -52,3 +53,14 @@ def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) ->
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("400\n")
     assert free_memory_bytes(tmp_path) > 600
+
+
+def test_an_address_where_nothing_listens_is_named_in_one_line() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # bound, so nobody else's, and not listening
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with (
+            pytest.raises(RunFailure, match=f"no Ray at {address}: "),
+            start_ray(1, ray_address=address),
+        ):
+            pass

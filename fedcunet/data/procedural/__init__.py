@@ -1,4 +1,4 @@
-"""An embedded 68-point face set, painted from numbers of our own, for use where real faces are absent."""
+"""An embedded 68-point face set, painted by numbers, for use where real faces are absent."""
 
 from .faces import make_faces
 

@@ -79,7 +79,7 @@ def paint_occluder(
         cup = look.occluder == "cup"
         side = np.array([unit * (0.38 if cup else 0.22), 0.0])
         colour = generator.uniform(20, 245, 3) if cup else np.full(3, 40.0)
-        low = mouth + (generator.normal(0, 0.4) * unit, 2.2 * unit)
+        low = mouth + np.array([generator.normal(0, 0.4) * unit, 2.2 * unit])
         draw.fill(
             image,
             np.stack([mouth - side, mouth + side, low + 0.7 * side, low - 0.7 * side]),

@@ -1,8 +1,8 @@
 """Painting on 8-bit images with sub-pixel outlines: what features, people and scenes share.
 
-Colours are (blue, green, red) in 0..255; points are (x, y) in pixels, (0, 0) the first pixel's centre.
-`fill` and `stroke` cover what is there and are quick; where something shows through on known ground,
-`mix` its colour beforehand; `blend` is for unknown ground.
+Colours are (blue, green, red) in 0..255; points are (x, y) in pixels, (0, 0) the centre of the
+first pixel. `fill` and `stroke` cover what is there and are quick; where something shows through on
+known ground, `mix` its colour beforehand; `blend` is for unknown ground.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Colour = Sequence[float] | np.ndarray | float
 
 def fixed(points: np.ndarray) -> np.ndarray:
     """Points as OpenCV's fixed-point integers, int32 of the same shape."""
-    return np.rint(np.asarray(points) * (1 << _SHIFT)).astype(np.int32)
+    return np.asarray(np.rint(points * (1 << _SHIFT)), np.int32)
 
 
 def mix(under: np.ndarray, colour: Colour, opacity: float) -> np.ndarray:
@@ -31,9 +31,9 @@ def fill(image: np.ndarray, polygon: np.ndarray, colour: Colour) -> None:
 
 def stroke(image: np.ndarray, lines: Sequence[np.ndarray], colour: Colour, width: float) -> None:
     """Draw open lines `width` pixels wide, rounded to whole pixels, one at least."""
-    cv2.polylines(
-        image, [fixed(line) for line in lines], False, _scalar(colour), max(1, round(width)), cv2.LINE_AA, _SHIFT
-    )  # fmt: skip
+    thickness = max(1, round(width))
+    outlines = [fixed(line) for line in lines]
+    cv2.polylines(image, outlines, False, _scalar(colour), thickness, cv2.LINE_AA, _SHIFT)
 
 
 def blend(
@@ -47,7 +47,7 @@ def blend(
     if (high <= low).any():
         return
     region = image[low[1] : high[1], low[0] : high[0]]
-    mask = np.zeros(region.shape[:2], np.uint8)
+    mask: np.ndarray = np.zeros(region.shape[:2], np.uint8)
     cv2.fillPoly(mask, [fixed(polygon - low)], 255, cv2.LINE_AA, _SHIFT)
     if soften:
         mask = cv2.GaussianBlur(mask, (0, 0), soften)

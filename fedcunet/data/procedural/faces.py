@@ -1,12 +1,9 @@
 """The embedded face set on disk: photographs painted by numbers, in the folders of 300-W.
 
 `ROOT/afw`, `ROOT/helen/{trainset,testset}`, `ROOT/lfpw/{trainset,testset}`, `ROOT/ibug` with `.pts`
-beside every picture, so that the 300-W reader loads it as it is. Each folder has its own character,
-as the real ones have: AFW small, dim and crowded; HELEN large and bright; LFPW of mixed sharpness and
-compression; IBUG strongly turned, expressive and partly hidden.
+beside every picture, so that the 300-W reader loads it as it is.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,37 +15,12 @@ import cv2
 import numpy as np
 
 from ...errors import UserError
-from .photos import Photo, Source, jpeg_again, make_photo
+from .photos import Photo, jpeg_again, make_photo
 from .scene import noise_bank
+from .sources import TEST, TRAIN, Source
 
 VERSION = 1  # of the painting: other numbers, other bytes
 MANIFEST = "faces.json"
-_AFW = Source(
-    folder="afw", suffix=".jpg", side=(150, 170), face=(0.38, 0.48), yaw=18, pitch=9, roll=8, expression=1.0,
-    companions=0.45, clutter=0.9, hardness=0.6, gain=(0.6, 0.95), saturation=(0.6, 1.05), warmth=0.05,
-    blur=(0.4, 1.0), motion=0.05, noise=(3, 9), jpeg=(55, 85), grey=0.03, occluders=0.1,
-)  # fmt: skip
-_HELEN = Source(
-    folder="helen/trainset", suffix=".jpg", side=(190, 204), face=(0.46, 0.54), yaw=12.5, pitch=8, roll=7,
-    expression=1.15, companions=0.1, clutter=0.4, hardness=0.4, gain=(0.92, 1.15), saturation=(0.9, 1.15),
-    warmth=0.02, blur=(0.0, 0.6), motion=0.0, noise=(1, 4), jpeg=(80, 95), grey=0.05, occluders=0.08,
-)  # fmt: skip
-_LFPW = Source(
-    folder="lfpw/trainset", suffix=".png", side=(165, 190), face=(0.46, 0.56), yaw=15, pitch=8, roll=6,
-    expression=0.8, companions=0.0, clutter=0.25, hardness=0.75, gain=(0.8, 1.15), saturation=(0.5, 1.1),
-    warmth=-0.03, blur=(0.0, 1.7), motion=0.12, noise=(1, 6), jpeg=(22, 80), grey=0.15, occluders=0.06,
-)  # fmt: skip
-_IBUG = Source(
-    folder="ibug", suffix=".jpg", side=(175, 190), face=(0.45, 0.55), yaw=22, pitch=11, roll=11, expression=1.7,
-    companions=0.0, clutter=0.7, hardness=0.8, gain=(0.65, 1.2), saturation=(0.7, 1.1), warmth=0.03,
-    blur=(0.2, 1.2), motion=0.06, noise=(2, 7), jpeg=(50, 90), grey=0.08, occluders=0.45, glasses=0.22,
-)  # fmt: skip
-_TRAIN = ((_AFW, 0.24), (_HELEN, 0.46), (_LFPW, 0.30))
-_TEST = (
-    (dataclasses.replace(_HELEN, folder="helen/testset"), 0.46),
-    (dataclasses.replace(_LFPW, folder="lfpw/testset"), 0.34),
-    (_IBUG, 0.20),
-)
 
 
 def make_faces(
@@ -61,9 +33,9 @@ def make_faces(
 ) -> dict[str, int]:
     """Write the face set to the folder `root`, or return at once where it already is.
 
-    The set is made in a temporary folder beside `root` and renamed when it is complete. Faces depend
-    on `seed` and their place in their folder alone, so the same arguments give the same bytes, and
-    no photo of a test folder is one of a training folder.
+    The set is made in a temporary folder beside `root` and renamed when it is complete. Faces
+    depend on `seed` and their place in their folder alone, so the same arguments give the same
+    bytes, and no photo of a test folder is one of a training folder.
 
     Args:
         root: Folder to make; absent, empty, or holding a set made with the same arguments.
@@ -86,7 +58,7 @@ def make_faces(
         if value < least:
             raise UserError(f"make_faces: {name} must be at least {least}, found {value}")
     root = Path(root)
-    plan = [*_shares(_TRAIN, num_train), *_shares(_TEST, num_test)]
+    plan = [*_shares(TRAIN, num_train), *_shares(TEST, num_test)]
     counts = {source.folder: count for source, count in plan}
     wanted = {
         "version": VERSION,
@@ -99,7 +71,9 @@ def make_faces(
         return counts
     root.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    threads = cv2.getNumThreads()
     try:
+        cv2.setNumThreads(1)  # on pictures this small, handing parts to threads costs more
         _write_all(work, plan, seed, progress)
         (work / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         work.chmod(0o777 & ~_umask())  # mkdtemp made it private
@@ -107,6 +81,8 @@ def make_faces(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    finally:
+        cv2.setNumThreads(threads)
     return counts
 
 
@@ -123,7 +99,8 @@ def _is_made(root: Path, wanted: dict[str, object]) -> bool:
         described = {key: found[key] for key in ("version", "seed", "num_train", "num_test")}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{root}: expected an absent or empty folder or a face set, found other files; nothing was changed"
+            f"{root}: expected an absent or empty folder or a face set, found other files; "
+            "nothing was changed"
         ) from None
     asked = {key: wanted[key] for key in described}
     if described != asked:
@@ -144,7 +121,7 @@ def _umask() -> int:
 
 
 def _shares(parts: tuple[tuple[Source, float], ...], total: int) -> list[tuple[Source, int]]:
-    """Whole counts, at least 1 each, that add up to `total`; the largest part takes what rounding leaves."""
+    """Whole counts, at least 1 each; the largest part takes what rounding leaves."""
     counts = [max(1, int(total * share)) for _, share in parts]
     counts[int(np.argmax([share for _, share in parts]))] += total - sum(counts)
     return [(source, count) for (source, _), count in zip(parts, counts, strict=True)]

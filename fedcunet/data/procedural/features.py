@@ -1,15 +1,14 @@
-"""Eyes, brows, nose, mouth, folds and ears: painted exactly through the projected 68 points."""
+"""Nose, mouth, folds and ears, and with eyes.py all features, through the projected points."""
 
 import cv2
 import numpy as np
 
 from . import draw
 from .draw import mix
+from .eyes import paint_brow, paint_eye
 from .head import Pose
 from .looks import FaceLook
 from .shape import EAR_Y, FaceShape
-
-_BLACK = np.array([14.0, 12.0, 14.0])
 
 
 def paint_features(
@@ -25,8 +24,8 @@ def paint_features(
     _nostrils(albedo, points_K2, look, pose)
     _mouth(albedo, points_K2, shape, look, pose, generator)
     for left in (True, False):
-        _eye(albedo, points_K2, shape, look, pose, left=left)
-        _brow(albedo, points_K2, look, pose, generator, left=left)
+        paint_eye(albedo, points_K2, shape, look, pose, left=left)
+        paint_brow(albedo, points_K2, look, pose, generator, left=left)
     if look.freckles > 0.55:
         spots = points_K2[30] + generator.normal(0, 0.3, (16, 2)) * pose.scale * (1, 0.7)
         for spot in draw.fixed(spots).tolist():
@@ -49,7 +48,7 @@ def _soft_shades(
     low = np.maximum((points_K2.min(axis=0) - 0.45 * unit).astype(int), 0)
     high = np.maximum((points_K2.max(axis=0) + 0.1 * unit).astype(int), low + 1)
     region = albedo[low[1] : high[1], low[0] : high[0]]
-    shade = np.zeros(region.shape[:2], np.uint8)
+    shade: np.ndarray = np.zeros(region.shape[:2], np.uint8)
     points = points_K2 - low
     smile = max(shape.smile, 0.0)
     if look.age > 0.55:
@@ -63,8 +62,11 @@ def _soft_shades(
     fold_depth = 100 * min(1.0, 0.15 + 0.45 * look.age + 0.45 * smile)
     for side, wing, corner in ((-1.0, 31, 48), (1.0, 35, 54)):
         out = side * right
-        fold = [points[wing] - 0.1 * down + 0.08 * out, 0.5 * (points[wing] + points[corner]) + 0.14 * out,
-                points[corner] + (0.08 + 0.05 * smile) * out - 0.02 * down]  # fmt: skip
+        fold = [
+            points[wing] - 0.1 * down + 0.08 * out,
+            0.5 * (points[wing] + points[corner]) + 0.14 * out,
+            points[corner] + (0.08 + 0.05 * smile) * out - 0.02 * down,
+        ]
         draw.stroke(shade, [draw.curve(np.stack(fold))], fold_depth, 0.045 * unit)
         start = points[wing]
         crease = [
@@ -93,93 +95,6 @@ def _soft_shades(
     shade = cv2.GaussianBlur(shade, (0, 0), 0.02 * unit)
     dark = shade[..., None] * (np.array([1.05, 1.0, 0.85], np.float32) / np.float32(255))
     region[:] = region * (1 - dark)
-
-
-def _eye(
-    albedo: np.ndarray,
-    points_K2: np.ndarray,
-    shape: FaceShape,
-    look: FaceLook,
-    pose: Pose,
-    *,
-    left: bool,
-) -> None:
-    first = 36 if left else 42
-    eye = points_K2[first : first + 6]
-    unit, down, right = pose.scale, pose.direction(0, 1), pose.direction(1, 0)
-    upper, lower = draw.curve(eye[:4]), draw.curve(eye[[3, 4, 5, 0]])
-    if shape.eyes_open[0 if left else 1] > 0.2:
-        _eyeball(albedo, np.concatenate([upper, lower[1:-1]]), eye.mean(axis=0), look, pose)
-    draw.stroke(
-        albedo, [lower + 0.012 * down], mix(look.skin, look.skin * 0.4, 0.35 + 0.4 * look.makeup), 1
-    )
-    dark = mix(look.skin * 0.6, np.minimum(look.skin * 0.25, 45), 0.7 + 0.3 * look.makeup)
-    outer, near = (eye[0], eye[1]) if left else (eye[3], eye[2])
-    lash = outer + (-right if left else right) * 0.035 - down * 0.02 * (1 + look.makeup)
-    above = 0.012 * down
-    draw.stroke(
-        albedo,
-        [upper - above, np.stack([near, outer, lash]) - above],
-        dark,
-        (0.024 + 0.02 * look.makeup) * unit,
-    )
-
-
-def _eyeball(
-    albedo: np.ndarray, outline: np.ndarray, middle: np.ndarray, look: FaceLook, pose: Pose
-) -> None:
-    height, width = albedo.shape[:2]
-    low = np.clip(np.floor(outline.min(axis=0)).astype(int) - 2, 0, (width - 1, height - 1))
-    high = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 3, low + 1, (width, height))
-    region = albedo[low[1] : high[1], low[0] : high[0]]
-    ball = np.empty_like(region)
-    ball[:] = mix(np.array([212.0, 216.0, 226.0]), look.skin, 0.22)
-    radius = 0.085 * pose.scale
-    wide = radius * max(0.6, abs(float(pose.rotation[2, 2])) ** 0.5)
-    centre = middle - low - pose.direction(0, 0.012) + pose.direction(*look.gaze)
-    iris = draw.ellipse(centre, np.array([wide, 0.0]), np.array([0.0, radius]))
-    draw.fill(ball, iris, look.iris * 0.6)
-    draw.fill(ball, centre + 0.75 * (iris - centre), look.iris)
-    draw.fill(ball, centre + 0.45 * (iris - centre), _BLACK)
-    # The upper lid shades the ball; a light is reflected beside the pupil.
-    ball[: 1 + int(0.35 * len(ball))] = ball[: 1 + int(0.35 * len(ball))] * np.float32(0.84)
-    draw.fill(
-        ball, centre + np.array([0.3, -0.35]) * radius + 0.22 * (iris - centre), (240, 240, 240)
-    )
-    mask = np.zeros(region.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [draw.fixed(outline - low)], 255, cv2.LINE_AA, 4)
-    weight = mask[..., None] / np.float32(255)
-    region[:] = region + weight * (ball.astype(np.float32) - region) + np.float32(0.5)
-
-
-def _brow(
-    albedo: np.ndarray,
-    points_K2: np.ndarray,
-    look: FaceLook,
-    pose: Pose,
-    generator: np.random.Generator,
-    *,
-    left: bool,
-) -> None:
-    line = draw.curve(points_K2[17:22] if left else points_K2[26:21:-1])  # outer to inner
-    along = np.linspace(0.0, 1.0, len(line))[:, None]
-    thick = (
-        look.brow_thickness
-        * np.minimum(1.0, 0.3 + 2.2 * along)
-        * np.minimum(1.0, 1.7 - along)
-        * pose.direction(0, 1)
-    )
-    # 300-W's points run along the upper half of the hair.
-    colour = look.hair * 0.6 if look.style not in ("cap", "scarf") else np.array([30.0, 34.0, 40.0])
-    colour = np.minimum(colour, look.skin * 0.6)
-    draw.fill(
-        albedo,
-        np.concatenate([line - 0.3 * thick, (line + 0.6 * thick)[::-1]]),
-        mix(look.skin, colour, look.brow),
-    )
-    start = line[::2] + generator.uniform(0.0, 0.8, (len(line[::2]), 1)) * thick[::2]
-    hairs = start[:, None] + np.stack([np.zeros(2), pose.direction(-0.07 if left else 0.07, -0.03)])
-    draw.stroke(albedo, list(hairs), mix(look.skin, colour * 0.75, look.brow), 1)
 
 
 def _nostrils(albedo: np.ndarray, points_K2: np.ndarray, look: FaceLook, pose: Pose) -> None:
@@ -217,7 +132,7 @@ def _mouth(
             tongue = draw.ellipse(points_K2[66], wide, 0.35 * gap * down, first=180, last=360)
             draw.fill(albedo, tongue, look.lips * 0.8)
         if shape.smile > 0.15 or generator.random() < 0.6:
-            _teeth(albedo, inner_top, inner_bottom, gap, down, generator)
+            _teeth(albedo, inner_top, inner_bottom, down, generator)
     dark = np.minimum(look.lips * 0.42, 75)
     draw.stroke(albedo, [inner_top], dark, 0.02 * unit)
 
@@ -226,20 +141,19 @@ def _teeth(
     albedo: np.ndarray,
     top: np.ndarray,
     bottom: np.ndarray,
-    gap: float,
     down: np.ndarray,
     generator: np.random.Generator,
 ) -> None:
-    """A band of teeth under the upper lip, within the opening; the corners of the mouth stay dark."""
+    """Teeth under the upper lip, within the opening; the corners of the mouth stay dark."""
     white = np.array([196.0, 214.0, 224.0]) * generator.uniform(0.8, 1.0)
     tall = np.linalg.norm(down)
     room = np.linalg.norm(bottom[::-1] - top, axis=1) / tall
     depth = np.minimum(0.11, 0.75 * room)
-    part = slice(3, len(top) - 3)
+    part = slice(4, len(top) - 4)
     draw.fill(albedo, np.concatenate([top[part], (top + depth[:, None] * down)[part][::-1]]), white)
     ticks = [np.stack([top[i], top[i] + depth[i] * down]) for i in range(6, len(top) - 5, 3)]
     draw.stroke(albedo, ticks, white * 0.9, 1)
-    if gap > 0.12 and generator.random() < 0.5:
+    if room.max() > 0.12 and generator.random() < 0.5:
         low = (bottom - 0.4 * depth[::-1, None] * down)[part]
         draw.fill(albedo, np.concatenate([bottom[part], low[::-1]]), white * 0.88)
 

@@ -1,4 +1,4 @@
-"""The head as a shaded mesh: skin, hair and ears drawn from far to near, with colour and light apart."""
+"""The head as a shaded mesh: skin and hair drawn from far to near, colour and light apart."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,8 @@ import numpy as np
 
 from . import draw
 from .looks import HAIR_ANGLES, FaceLook, Light
-from .shape import (
-    CROWN,
-    EAR_Y,
-    MOUTH_Y,
-    FaceShape,
-    back_depth,
-    half_width,
-    side_depth,
-    surface_depth,
-)
+from .shape import EAR_Y, MOUTH_Y, FaceShape
+from .surface import CROWN, around_depth, section
 
 # Fine where the nose is, coarse at the back; degrees around the head.
 _FRONT = np.concatenate(
@@ -57,11 +49,11 @@ class Pose:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadLayer:
-    """A drawn head, (H, W, 3) 8 bits: colours without light, and light x LIGHT_UNIT; coverage 0..1."""
+    """A drawn head: colours without light and light x LIGHT_UNIT, both (H, W, 3) 8 bits."""
 
     albedo: np.ndarray
     light: np.ndarray
-    cover: np.ndarray  # (H, W) float32
+    cover: np.ndarray  # (H, W) float32, 0..1
 
     def compose(self, view: np.ndarray) -> None:
         """Put the lit head on `view`, in place."""
@@ -70,7 +62,7 @@ class HeadLayer:
 
 
 def head_mesh(shape: FaceShape) -> np.ndarray:
-    """Vertices of the skin, rows from crown to chin, columns around the head: (rows, columns, 3)."""
+    """Vertices of the skin (rows, columns, 3): rows from crown to chin, columns around the head."""
     nose, chin = -0.55 + shape.nose_length, shape.chin_y
     y = np.concatenate(
         [
@@ -81,11 +73,10 @@ def head_mesh(shape: FaceShape) -> np.ndarray:
             [chin - 0.04, chin - 0.005],
         ]
     )[:, None]
-    x = half_width(shape, y) * np.sin(_AROUND)
-    turned = np.cos(_AROUND)
-    front = surface_depth(shape, x, y)
-    back = side_depth(shape, y) + back_depth(shape, y) * turned
-    return np.stack([x, np.broadcast_to(y, x.shape), np.where(turned >= 0, front, back)], axis=2)
+    cut = section(shape, y)
+    x = cut.half_width * np.sin(_AROUND)
+    z = around_depth(shape, x, y, _AROUND, cut)
+    return np.stack([x, np.broadcast_to(y, x.shape), z], axis=2)
 
 
 def hair_mesh(shape: FaceShape, look: FaceLook, generator: np.random.Generator) -> np.ndarray:
@@ -101,11 +92,9 @@ def hair_mesh(shape: FaceShape, look: FaceLook, generator: np.random.Generator) 
     step = np.array([0.0, 0.04, 0.12, 0.26, 0.45, 0.65, 0.85, 1.0])[:, None]
     y = crown + step * np.maximum(edge - crown, 0.0)
     hang = np.minimum(y, EAR_Y + 0.25)  # below the ears hair hangs straight down
-    x = half_width(shape, hang) * np.sin(angle)
-    side = side_depth(shape, hang)
-    turned = np.cos(angle)
-    depth = surface_depth(shape, x, hang)
-    z = np.where(turned >= 0, depth, side + back_depth(shape, hang) * turned)
+    cut = section(shape, hang)
+    x = cut.half_width * np.sin(angle)
+    z = around_depth(shape, x, hang, angle, cut)
     points = np.stack([x, y, z], axis=2)
     outward = points - np.array([0.0, EAR_Y - 0.2, -1.0])
     outward[..., 1] = np.minimum(outward[..., 1], 0.0)
@@ -231,7 +220,7 @@ def _halfway(light: Light) -> np.ndarray:
 
 
 def _skin_colour(shape: FaceShape, look: FaceLook, at_N3: np.ndarray) -> np.ndarray:
-    """Colour of the skin at places of the unturned head, (N, 3): red cheeks, dark hollows, beard."""
+    """Colour of the skin at places of the unturned head, (N, 3): hollows, red cheeks, beard."""
     x, y = np.abs(at_N3[:, 0]) / shape.width, at_N3[:, 1]
     front = at_N3[:, 2] > -1.0 - 0.2
 

@@ -6,9 +6,17 @@ import numpy as np
 
 # Skin from light to dark and hair, (red, green, blue) as they would look in even light.
 _SKIN = np.array(
-    [(242, 210, 190), (230, 188, 160), (212, 162, 130), (184, 134, 100), (150, 103, 75), (112, 75, 55), (80, 54, 43)],
+    [
+        (242, 210, 190),
+        (230, 188, 160),
+        (212, 162, 130),
+        (184, 134, 100),
+        (150, 103, 75),
+        (112, 75, 55),
+        (80, 54, 43),
+    ],
     float,
-)  # fmt: skip
+)
 _HAIR = np.array(
     [
         (22, 18, 18),

@@ -8,41 +8,16 @@ import numpy as np
 from .accessories import paint_glasses, paint_occluder
 from .features import paint_ear, paint_features
 from .head import Pose, draw_head, hair_mesh
+from .landmarks import posed_points, rotation
 from .looks import FaceLook, Light, sample_light, sample_look
 from .scene import Camera, ears_shown, paint_background, paint_body
-from .shape import FaceShape, posed_points, rotation, sample_shape
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """The character of one folder's photos."""
-
-    folder: str
-    suffix: str
-    side: tuple[int, int]  # pixels of a picture
-    face: tuple[float, float]  # landmark box / side
-    yaw: float  # sd in degrees; the others alike
-    pitch: float
-    roll: float
-    expression: float
-    companions: float  # chance that a photo has one more face
-    clutter: float
-    hardness: float
-    gain: tuple[float, float]
-    saturation: tuple[float, float]
-    warmth: float
-    blur: tuple[float, float]
-    motion: float  # chance
-    noise: tuple[float, float]
-    jpeg: tuple[int, int]
-    grey: float  # chance
-    occluders: float
-    glasses: float = 0.15
+from .shape import FaceShape, sample_shape
+from .sources import Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Face:
-    """One crop: picture (side, side, 3) 8 bits (blue, green, red) and its points (68, 2), 0-based."""
+    """One crop: picture (side, side, 3) 8 bits (blue, green, red), points (68, 2) from 0 on."""
 
     picture: np.ndarray
     points: np.ndarray

@@ -36,7 +36,7 @@ def _window(
 def paint_background(
     height: int, width: int, bank: np.ndarray, generator: np.random.Generator, *, clutter: float
 ) -> np.ndarray:
-    """A background (height, width, 3) 8 bits: plain, gradient, foliage, wall, or things; `clutter` 0..1."""
+    """A background (height, width, 3), 8 bits, from plain (`clutter` 0) to full of things (1)."""
     base, other = cloth_colour(generator), cloth_colour(generator)
     slope = generator.normal(0, 1, 2)
     # Coarse parts at half the size: quicker, and backgrounds are out of focus.
@@ -57,8 +57,8 @@ def paint_background(
     for _ in range(int(generator.poisson(7 * clutter * width / height))):
         _thing(picture, generator)
     if generator.random() < 0.6:
-        picture = cv2.GaussianBlur(picture, (0, 0), float(generator.uniform(0.5, 2.5)))
-    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), float(generator.uniform(0.5, 2.5))))
+    picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
     for _ in range(sharp_things):
         _thing(picture, generator)
     return picture
@@ -117,7 +117,7 @@ def paint_body(
     wide = unit * generator.uniform(0.46, 0.62) * np.array([1.0, 0.0])
     skin = look.skin * (light.ambient + 0.45 * light.key) * light.tint * 0.88
     # The head's shadow on the neck is what shows the jaw.
-    below = bottom + (0.0, 0.7 * unit)
+    below = bottom + np.array([0.0, 0.7 * unit])
     neck = [
         top - wide,
         top + wide,
@@ -133,9 +133,11 @@ def paint_body(
     reach = generator.uniform(1.9, 2.5)
     drop = generator.uniform(0.35, 0.7)
     neckline = max(0.1, float(generator.normal(0.25, 0.2)))
-    outline = [(-0.75, -0.1), (-0.3, neckline), (0.3, neckline), (0.75, -0.1), (0.6 * reach, 0.35 * drop), (reach, drop),
-               (1.1 * reach, 6.0), (-1.1 * reach, 6.0), (-reach, drop), (-0.6 * reach, 0.35 * drop)]  # fmt: skip
-    body = bottom + unit * np.array(outline)
+    right_N2 = np.array(
+        [(0.3, neckline), (0.75, -0.1), (0.6 * reach, 0.35 * drop), (reach, drop), (1.1 * reach, 6)]
+    )
+    outline = np.concatenate([right_N2[::-1] * (-1, 1), right_N2])
+    body = bottom + unit * outline
     cloth = (look.clothes * (light.ambient + 0.5 * light.key) * light.tint).clip(0, 255)
     draw.fill(image, body, cloth)
     kind = generator.random()
@@ -152,7 +154,7 @@ def paint_body(
                 [(side * 0.72, -0.15), (side * 0.1, 0.45), (side * 0.5, 0.6)]
             )
             draw.fill(image, flap, draw.mix(cloth, np.full(3, 255.0), generator.uniform(0.0, 0.8)))
-    draw.stroke(image, [body[[0, 1, 2, 3]]], cloth * 0.7, 1)
+    draw.stroke(image, [body[3:7]], cloth * 0.7, 1)
 
 
 def ears_shown(look: FaceLook) -> bool:

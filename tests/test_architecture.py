@@ -1,0 +1,109 @@
+"""The rules of who may import whom, held by reading the imports of every file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+APPLICATIONS = ("server", "clients", "simulations")
+
+# What each part of the library may import of the library; its own part always.
+ALLOWED = {
+    "errors": set(),
+    "environment": set(),
+    "files": set(),
+    "bits": {"errors"},
+    "models": {"errors"},
+    "data": {"errors", "files"},
+    "metrics": {"errors"},
+    "codecs": {"bits", "errors"},
+    "quant": {"models", "bits", "errors"},
+    "config": {"quant", "codecs", "errors"},
+    "layout": {"errors"},
+    "payload": {"layout", "codecs", "bits", "errors"},
+    "records": {"payload", "environment", "errors"},
+    "aggregation": {"layout"},
+    "rounds": {"records", "payload", "layout", "codecs", "aggregation", "config", "errors"},
+    "training": {
+        "quant",
+        "data",
+        "codecs",
+        "metrics",
+        "models",
+        "layout",
+        "config",
+        "files",
+        "errors",
+    },
+}
+FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
+
+
+def imports_of(path: Path) -> list[str]:
+    """Full names of the modules that a file imports, wherever in the file."""
+    names = []
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) + 1 - node.level]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from fedcunet import metrics` imports a module too.
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def part_of(module: str) -> str | None:
+    """`data` for `fedcunet.data.crops`; None for what is not in the library."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "fedcunet" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", files("fedcunet"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_library_files_import_only_what_their_part_may(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    part = part_of(module)
+    imported = imports_of(path)
+    assert not [name for name in imported if name.split(".")[0] in APPLICATIONS]
+    if part in ("commands", "__main__", "__init__", None):
+        return
+    known = {found for name in imported if (found := part_of(name)) in ALLOWED}
+    assert known <= ALLOWED[part] | {part}
+
+
+@pytest.mark.parametrize("path", files("fedcunet"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_two_library_files_import_flower_and_none_ray(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imports_of(path)}
+    assert "ray" not in tops
+    if str(path.relative_to(ROOT)) not in FLOWER_FILES:
+        assert "flwr" not in tops
+
+
+def test_server_and_clients_never_import_each_other() -> None:
+    for here, others in (
+        ("server", {"clients", "simulations"}),
+        ("clients", {"server", "simulations"}),
+    ):
+        for path in files(here):
+            assert not {name.split(".")[0] for name in imports_of(path)} & others, path
+
+
+def test_one_file_alone_touches_what_flower_does_not_promise() -> None:
+    touching = {
+        str(path.relative_to(ROOT))
+        for folder in ("fedcunet", *APPLICATIONS)
+        for path in files(folder)
+        if any(name.startswith("flwr.supercore") for name in imports_of(path))
+    }
+    assert touching == {"fedcunet/records.py"}
+
+
+def test_every_part_of_the_library_has_a_rule() -> None:
+    parts = {path.stem if path.is_file() else path.name for path in (ROOT / "fedcunet").iterdir()}
+    assert parts - {"__init__", "__main__", "__pycache__", "commands"} <= set(ALLOWED)

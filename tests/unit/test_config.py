@@ -1,0 +1,71 @@
+"""Settings: defaults, files, Flower's flat form, and what is refused."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+SETTINGS = sorted((ROOT / "simulations" / "settings").glob("*.toml"))
+
+
+def test_defaults_in_pyproject_are_those_of_the_dataclasses() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"] == RunConfig().nested()
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
+def test_shipped_settings_are_valid(path: Path) -> None:
+    RunConfig.from_toml(path)
+
+
+def test_flat_form_gives_the_setting_back() -> None:
+    config = RunConfig().replace(seed=3, quant__bits="8,1,8", training__learning_rate=0.5)
+    assert RunConfig.from_flat(config.flat()) == config
+    assert config.training.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nlearnin-rate = 1.0", "did you mean 'training.learning-rate'?"),
+        ("[trainin]\n", "did you mean 'training'?"),
+        ("[training]\nlearning_rate = 1.0", "unknown key 'training.learning_rate'"),
+        ("[training]\nbatch-size = 'x'", "expected a whole number, found 'x'"),
+        ("[training]\nbatch-size = true", "expected a whole number, found True"),
+        ("[training]\noptimizer = 'rmsprob'", "expected one of rmsprop, sgd, adam"),
+        ("training = 3", "'training': expected a table, found 3"),
+        ("[quant]\nbits = '0,1,8'", "input bits: expected 2 to 16, or 32 for float32, found 0"),
+        ("[quant]\nbits = '8,1,33'", "gradient bits: expected 2 to 16"),
+        ("[quant]\nbits = '8,3,8'", "weight bits: expected 1 (binary), 2 (ternary) or 32"),
+        ("[quant]\nbits = '8,1'", "expected three whole numbers I,W,G"),
+        ("[quant]\nalpha = true", "expected with weights at 1 or 2 bits"),
+        ("[quant]\ninput-range = 3.0", "expected a power of two"),
+        ("[update]\ncodec = 'edn'", "unknown codec 'edn'; there are: float32"),
+        ("[update]\nbits = 33", "must be a whole number from 1 to 8, not 33"),
+        ("[update]\nfine-bits = 1", "expected 2 to 16, or 32, found 1"),
+        ("[data]\nsize = 100", "expected a multiple of 64, found 100"),
+        ("[model]\norder = 2", "model.order: expected 0 to 1, found 2"),
+        ("[federation]\nfraction = nan", "federation.fraction: expected 1e-06 to 1, found nan"),
+        ("seed = -1", "seed: expected 0 to"),
+        ("seed = = 1", "setting file"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line_with_its_place(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as refusal:
+        RunConfig.from_toml(path)
+    assert said in str(refusal.value)
+    assert str(refusal.value).startswith(f"setting file {path}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_setting_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.toml: not found"):
+        RunConfig.from_toml(tmp_path / "absent.toml")
