@@ -56,7 +56,8 @@ def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
     """
     cut = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     if len(cut) > 1 and len(cut[-1]) == 1:
-        cut[-2] += cut.pop()
+        single = cut.pop()
+        cut[-1] += single
     if cut and len(cut[-1]) == 1:
         cut[-1] *= 2
     return cut

@@ -10,6 +10,10 @@ from .head import Pose
 from .looks import FaceLook
 from .shape import EAR_Y, FaceShape
 
+_BRIGHTNESS = [
+    (255 - share * np.arange(256)).clip(0, 255).astype(np.uint8) for share in (1.05, 1.0, 0.85)
+]
+
 
 def paint_features(
     albedo: np.ndarray,
@@ -93,8 +97,9 @@ def _soft_shades(
         bag = eye[[3, 4, 5, 0]] + down * np.array([0.05, 0.09, 0.08, 0.04])[:, None]
         draw.stroke(shade, [draw.curve(bag)], 30 + 50 * look.age, 0.03 * unit)
     shade = cv2.GaussianBlur(shade, (0, 0), 0.02 * unit)
-    dark = shade[..., None] * (np.array([1.05, 1.0, 0.85], np.float32) / np.float32(255))
-    region[:] = region * (1 - dark)
+    # Blue is lost first: shades on skin are warm.
+    bright = cv2.merge([cv2.LUT(shade, table) for table in _BRIGHTNESS])
+    region[:] = cv2.multiply(region, bright, scale=1 / 255)
 
 
 def _nostrils(albedo: np.ndarray, points_K2: np.ndarray, look: FaceLook, pose: Pose) -> None:

@@ -112,11 +112,12 @@ def draw_head(
     look: FaceLook,
     light: Light,
     pose: Pose,
+    skin_KL3: np.ndarray,
     hair_KL3: np.ndarray,
     generator: np.random.Generator,
 ) -> HeadLayer:
     """Skin and hair on a canvas of (height, width); features are painted on the result's albedo."""
-    skin = _quads(head_mesh(shape), pose, light)
+    skin = _quads(skin_KL3, pose, light)
     colour = _skin_colour(shape, look, skin.middle)
     hair = _quads(hair_KL3, pose, light)
     rows, columns = hair_KL3.shape[0] - 1, hair_KL3.shape[1] - 1
@@ -137,7 +138,8 @@ def draw_head(
     )
     # Hair lies on the skin: a bias keeps coarse squares from mixing.
     depth = np.concatenate([skin.depth, hair.depth + 0.12])
-    keep = np.flatnonzero(np.concatenate([skin.facing, hair.facing]))
+    bare = skin.facing & ~_under_hair(skin_KL3, hair_KL3)
+    keep = np.flatnonzero(np.concatenate([bare, hair.facing]))
     order = keep[np.argsort(depth[keep], kind="stable")]
     canvas = np.zeros((*size, 4), np.uint8)
     polygons = draw.fixed(corners[order])
@@ -189,6 +191,13 @@ def _quads(mesh_KL3: np.ndarray, pose: Pose, light: Light) -> _Quads:
         facing=normal[:, 2] > 0,
         light=_SHADE_UNIT * value,
     )
+
+
+def _under_hair(skin_KL3: np.ndarray, hair_KL3: np.ndarray) -> np.ndarray:
+    """Which squares of the skin lie well above the lower edge of the hair, so need no drawing."""
+    middle = np.degrees(0.5 * (_AROUND[1:] + _AROUND[:-1]))
+    edge = np.interp(middle, _HAIR_AROUND, hair_KL3[-1, :, 1])
+    return np.asarray(skin_KL3[1:, 1:, 1] < edge - 0.15).reshape(-1)
 
 
 def _strands(

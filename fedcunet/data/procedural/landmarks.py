@@ -11,7 +11,7 @@ import numpy as np
 from .shape import EAR_Y, MOUTH_Y, FaceShape
 from .surface import JAW_SPACING, front_depth, section
 
-_MARCH_STEPS = np.linspace(0.0, 0.75, 31)
+_MARCH_STEPS = np.linspace(0.0, 0.72, 19)
 
 
 def frontal_points(shape: FaceShape) -> np.ndarray:

@@ -1,5 +1,6 @@
 """One photo of one or several people: scene, faces, camera; and the crop around each face."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 
 from .accessories import paint_glasses, paint_occluder
 from .features import paint_ear, paint_features
-from .head import Pose, draw_head, hair_mesh
+from .head import Pose, draw_head, hair_mesh, head_mesh
 from .landmarks import posed_points, rotation
 from .looks import FaceLook, Light, sample_light, sample_look
 from .scene import Camera, ears_shown, paint_background, paint_body
@@ -95,7 +96,7 @@ def paint_person(
     generator: np.random.Generator,
 ) -> None:
     """Paint a whole person on `view` (in place), from what is farthest to what is nearest."""
-    hair_KL3 = hair_mesh(shape, look, generator)
+    skin_KL3, hair_KL3 = head_mesh(shape), hair_mesh(shape, look, generator)
     paint_body(view, shape, look, light, pose, hair_KL3, generator)
     turn = float(pose.rotation[0, 2])
     ear_light = {
@@ -108,10 +109,15 @@ def paint_person(
     for side in (-1.0, 1.0):
         if ears_shown(look) and side * turn > -0.12:
             paint_ear(view, shape, look, pose, side, ear_light[side])
-    layer = draw_head(view.shape[:2], shape, look, light, pose, hair_KL3, generator)
-    paint_features(layer.albedo, points, shape, look, pose, generator)
+    # The head is drawn on a canvas of its own, no larger than it must be.
+    extent = pose.project(np.concatenate([skin_KL3.reshape(-1, 3), hair_KL3.reshape(-1, 3)]))
+    low = np.maximum(extent.min(axis=0).astype(int) - 3, 0)
+    part = view[low[1] : int(extent[:, 1].max()) + 4, low[0] : int(extent[:, 0].max()) + 4]
+    inner = dataclasses.replace(pose, offset=pose.offset - low)
+    layer = draw_head(part.shape[:2], shape, look, light, inner, skin_KL3, hair_KL3, generator)
+    paint_features(layer.albedo, points - low, shape, look, inner, generator)
     cv2.GaussianBlur(layer.albedo, (3, 3), 0.5, dst=layer.albedo)  # as soft as the skin around
-    layer.compose(view)
+    layer.compose(part)
     for side in (-1.0, 1.0):
         if ears_shown(look) and side * turn <= -0.12:
             paint_ear(view, shape, look, pose, side, ear_light[side])

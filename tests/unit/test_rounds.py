@@ -1,0 +1,265 @@
+"""The round loop against clients of every kind: honest, wrong, hostile, late, silent."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from fedcunet import rounds
+from fedcunet.config import RunConfig
+from fedcunet.errors import RunFailure
+from fedcunet.layout import Layout
+from fedcunet.payload import Admitted, admit, pack
+from fedcunet.records import description_content, read_train, update_content
+from simulations.loopback import LoopbackGrid
+
+LAYOUT = Layout.from_tensors({"a.weight": (40,), "b.bias": (3,)}, fine={"b.bias"})
+CONFIG = RunConfig().replace(
+    update__codec="float32", update__bits=32, federation__rounds=2, federation__clients=4
+)
+EXAMPLES = (10, 20, 30, 40)
+
+Reply = Callable[[int, int, np.ndarray, Message], RecordDict | None]
+
+
+class Watcher:
+    """Keeps what the round loop tells."""
+
+    def __init__(self) -> None:
+        self.lines: list[rounds.RoundLine] = []
+        self.clients: list[rounds.ClientLine] = []
+        self.states: list[np.ndarray] = []
+
+    def client_done(self, round_number: int, done: int, total: int) -> None:
+        assert 1 <= done <= total
+
+    def round_done(
+        self, line: rounds.RoundLine, clients: list[rounds.ClientLine], state_N: np.ndarray
+    ) -> None:
+        self.lines.append(line)
+        self.clients += clients
+        self.states.append(state_N.copy())
+
+
+def honest(client: int, round_number: int, model: np.ndarray, message: Message) -> RecordDict:
+    """The update `client + 1` everywhere."""
+    return reply(client, round_number, np.full(43, client + 1.0, dtype=np.float32))
+
+
+def reply(client: int, round_number: int, update: np.ndarray, **metrics: Any) -> RecordDict:
+    expected = rounds.update_payload(LAYOUT, CONFIG, round_number, client)
+    values = {"num-examples": EXAMPLES[client], "loss": 1.0, "device-seconds": 1.0} | metrics
+    return update_content(pack(update, expected), values)
+
+
+def run(
+    odd: Reply | None = None, config: RunConfig = CONFIG, **changes: Any
+) -> tuple[Watcher, rounds.Server]:
+    """Two rounds of four clients, of which client 2 answers as `odd` says."""
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            content = description_content(client, EXAMPLES[client], "laptop")
+            return Message(content, reply_to=message)
+        blob, values = read_train(message)
+        number = int(values["round"])
+        model = admit(blob, rounds.model_payload(LAYOUT, CONFIG.seed, number))
+        assert isinstance(model, Admitted)
+        answer = odd if odd is not None and client == 2 else honest
+        content = answer(client, number, model.decode(), message)
+        return Message(content, reply_to=message)
+
+    config = config.replace(**changes)
+    watcher = Watcher()
+    server = rounds.Server(
+        grid=LoopbackGrid(client_app, [{}] * 4, {}),
+        config=config,
+        layout=LAYOUT,
+        state_N=np.zeros(43, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        observer=watcher,
+    )
+    server.run()
+    return watcher, server
+
+
+def test_honest_clients_give_the_mean_weighted_by_their_examples() -> None:
+    watcher, _ = run()
+    mean = (1 * 10 + 2 * 20 + 3 * 30 + 4 * 40) / 100
+    assert watcher.states[0] == pytest.approx(np.full(43, mean))
+    assert watcher.states[1] == pytest.approx(np.full(43, 2 * mean))
+    assert [line.outcome for line in watcher.lines] == ["committed", "committed"]
+    assert watcher.lines[0].replies == {"accepted": 4}
+    assert watcher.lines[0].train_loss == 1.0
+
+
+def test_bytes_are_the_lengths_of_what_was_sent() -> None:
+    watcher, _ = run()
+    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_bytes
+    down = rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    assert watcher.lines[0].bytes_up == 4 * up
+    assert watcher.lines[0].bytes_down == 4 * down
+    assert watcher.clients[0].bits_per_parameter == 8 * up / 43
+
+
+def error(*_: Any) -> RecordDict:
+    raise ValueError("the disk is full")
+
+
+def packed(client: int, update: np.ndarray, expected: Any, tail: bytes = b"") -> RecordDict:
+    """A payload as `expected`, its last bytes replaced by `tail`."""
+    blob = pack(update, expected)
+    return update_content(blob[: len(blob) - len(tail)] + tail, {"num-examples": EXAMPLES[client]})
+
+
+def own(client: int, round_number: int, config: RunConfig = CONFIG) -> Any:
+    return rounds.update_payload(LAYOUT, config, round_number, client)
+
+
+EDEN = CONFIG.replace(update__codec="eden", update__bits=2)
+HOSTILE: dict[str, Reply] = {
+    "error-reply": error,
+    "malformed-reply": lambda *_: RecordDict(),
+    "too-large": lambda c, n, m, _: reply(c, n, np.full(43, 1e5, np.float32)),
+    "wrong-round": lambda c, n, m, _: packed(c, m, own(c, n + 1)),
+    "wrong-sender": lambda c, n, m, _: packed(c, m, own(0, n)),
+    "wrong-seed": lambda c, n, m, _: packed(c, m, own(c, n, CONFIG.replace(seed=9))),
+    "wrong-codec": lambda c, n, m, _: packed(c, m, own(c, n, EDEN)),
+    "wrong-layout": lambda c, n, m, _: packed(
+        c, m[:5], rounds.update_payload(Layout.vector(5), CONFIG, n, c)
+    ),
+    "bad-num-examples": lambda c, n, m, _: reply(c, n, m, **{"num-examples": 10**6}),
+    "bad-metrics": lambda c, n, m, _: reply(c, n, m, loss=float("nan")),
+    "too-short": lambda c, n, m, _: update_content(b"", {"num-examples": EXAMPLES[c]}),
+    "bad-checksum": lambda c, n, m, _: packed(c, m, own(c, n), tail=b"?"),
+}
+
+
+@pytest.mark.parametrize("reason", HOSTILE)
+def test_a_wrong_reply_costs_its_own_update_and_is_counted_by_its_reason(reason: str) -> None:
+    watcher, _ = run(HOSTILE[reason])
+    assert watcher.lines[0].replies == {"accepted": 3, reason: 1}
+    assert watcher.lines[0].outcome == "committed"
+    refused = [line for line in watcher.clients if line.client == 2]
+    assert [line.outcome for line in refused] == [reason, reason]
+    mean = (1 * 10 + 2 * 20 + 4 * 40) / 70
+    assert watcher.states[0] == pytest.approx(np.full(43, mean), rel=1e-6)
+
+
+def test_values_that_are_not_finite_are_refused_after_decoding() -> None:
+    def poisoned(client: int, number: int, model: np.ndarray, _: Message) -> RecordDict:
+        # The encoder refuses NaN, so they are written into a valid payload with a new checksum.
+        update = np.full(43, 7.0, dtype=np.float32)
+        blob = pack(update, rounds.update_payload(LAYOUT, CONFIG, number, client))
+        seven, nan = np.float32(7).tobytes(), np.float32(np.nan).tobytes()
+        body = blob[:-8].replace(seven, nan)
+        blob = body + hashlib.blake2b(body, digest_size=8).digest()
+        return update_content(blob, {"num-examples": EXAMPLES[client], "loss": 1.0})
+
+    watcher, _ = run(poisoned)
+    assert watcher.lines[0].replies == {"accepted": 3, "not-finite": 1}
+    assert np.isfinite(watcher.states[-1]).all()
+
+
+def test_a_round_below_its_quorum_is_abandoned_and_changes_nothing() -> None:
+    watcher, server = run(error, federation__quorum=1.0)
+    assert [line.outcome for line in watcher.lines] == ["abandoned", "abandoned"]
+    assert watcher.lines[0].reason == "3 updates accepted, the quorum is 4"
+    assert not watcher.states[-1].any()
+    assert server.acknowledged == {}
+
+
+def test_a_client_that_is_late_on_its_virtual_clock_is_left_out() -> None:
+    def slow(client: int, number: int, model: np.ndarray, _: Message) -> RecordDict:
+        update = np.full(43, 1.0, dtype=np.float32)
+        return reply(client, number, update, **{"device-seconds": 99.0})
+
+    watcher, _ = run(slow, federation__deadline_seconds=30.0)
+    assert watcher.lines[0].replies == {"accepted": 3, "late": 1}
+    assert watcher.lines[0].device_seconds == 30.0
+
+
+def test_acknowledgements_name_the_last_round_that_was_taken() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def sometimes(client: int, number: int, model: np.ndarray, message: Message) -> RecordDict:
+        seen.append((number, int(read_train(message)[1]["acknowledged-round"])))
+        return error() if number == 2 else honest(client, number, model, message)
+
+    _, server = run(sometimes, federation__rounds=4)
+    assert seen == [(1, 0), (2, 1), (3, 1), (4, 3)]
+    assert server.acknowledged == {0: 4, 1: 4, 2: 4, 3: 4}
+
+
+def test_paths_of_a_clients_own_machine_are_never_sent() -> None:
+    def checking(client: int, number: int, model: np.ndarray, message: Message) -> RecordDict:
+        keys = set(read_train(message)[1])
+        assert not keys & set(rounds.LOCAL_KEYS)
+        assert "training.learning-rate" in keys
+        return honest(client, number, model, message)
+
+    watcher, _ = run(checking)
+    assert watcher.lines[0].replies == {"accepted": 4}
+
+
+def test_a_part_of_the_clients_is_chosen_by_seed_and_round() -> None:
+    config = CONFIG.replace(federation__fraction=0.5, federation__over_selection=1.5)
+    clients = list(range(100, 120))
+    first, wanted = rounds.select(clients, config, 1)
+    assert wanted == 10
+    assert len(first) == 15
+    assert first == sorted(first)
+    assert first == rounds.select(clients, config, 1)[0]
+    assert first != rounds.select(clients, config, 2)[0]
+    assert first != rounds.select(clients, config.replace(seed=1), 1)[0]
+
+
+def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
+    def client_app(message: Message, context: Context) -> Message:
+        raise ValueError("no images here")
+
+    server = rounds.Server(
+        grid=LoopbackGrid(client_app, [{}] * 2, {}),
+        config=CONFIG,
+        layout=LAYOUT,
+        state_N=np.zeros(43, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        observer=Watcher(),
+    )
+    with pytest.raises(RunFailure, match="no client can take part: ValueError: no images here"):
+        server.run()
+
+
+def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
+    class Silent(LoopbackGrid):
+        def pull_messages(self, message_ids: Any) -> list[Message]:
+            return [m for m in super().pull_messages(message_ids) if m.metadata.src_node_id != 3]
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, EXAMPLES[client], ""), reply_to=message)
+        number = int(read_train(message)[1]["round"])
+        return Message(honest(client, number, np.zeros(43), message), reply_to=message)
+
+    watcher = Watcher()
+    server = rounds.Server(
+        grid=LoopbackGrid(client_app, [{}] * 4, {}),
+        config=CONFIG.replace(federation__timeout_seconds=0.5, federation__rounds=1),
+        layout=LAYOUT,
+        state_N=np.zeros(43, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        observer=watcher,
+    )
+    server.clients = rounds.describe_clients(server.grid, 60)
+    server.grid = Silent(client_app, [{}] * 4, {})
+    server.run_round(1)
+    assert watcher.lines[0].replies == {"accepted": 3, "no-reply": 1}
+    assert not watcher.lines[0].reproducible
