@@ -17,6 +17,8 @@ from rich.console import Console
 from clients.devices import assign, parse_fleet
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
+from fedcunet.data import load
+from fedcunet.data.partition import partition
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from server.app import RUNS_DIR, serve
@@ -31,7 +33,7 @@ ENGINES = ("ray", "loopback")
 
 # Measured: a worker that has loaded torch and the client app and trained a small step.
 IDLE_WORKER_BYTES = 400 * 10**6
-# Saved activations of a float32 step, in bytes for each U-Net and input pixel (256x256, torch 2.13).
+# Saved activations of a float32 step, in bytes for each U-Net and input pixel (256x256).
 ACTIVATION_BYTES = 1250
 
 app = typer.Typer(
@@ -254,12 +256,27 @@ def _configured(
     """The setting with the options that were given."""
     if data is not None and root is None:
         raise UserError(f"--data {data}: expected --root DIR beside it, found none")
-    return RunConfig.from_toml(setting).replace(
+    config = RunConfig.from_toml(setting).replace(
         data__name=data,
         data__root=root,
         federation__clients=clients,
         federation__rounds=rounds,
         seed=seed,
+    )
+    _check_partition(config)
+    return config
+
+
+def _check_partition(config: RunConfig) -> None:
+    """Divides the images as the clients will. Raises UserError if they do not suffice."""
+    data, federation = config.data, config.federation
+    partition(
+        load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations,
+        num_clients=federation.clients,
+        scheme=federation.partition,
+        alpha=federation.partition_alpha,
+        skew=federation.partition_skew,
+        seed=config.seed,
     )
 
 
@@ -269,7 +286,9 @@ def _engine(
     available = len(os.sched_getaffinity(0))
     return Engine(
         name=name,
-        num_workers=num_workers or max(1, min(available, config.federation.clients)),
+        num_workers=(
+            min(available, config.federation.clients) if num_workers is None else num_workers
+        ),
         num_gpus=num_gpus,
         ray_address=ray_address,
     )

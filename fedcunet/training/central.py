@@ -14,7 +14,7 @@ from fedcunet.data import AnnotationSet
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
-from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint
+from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
 from fedcunet.training.network import build_network
@@ -84,7 +84,7 @@ def train_network(
         first_epoch, best = _resume(out, model, config)
     elif (out / LAST).exists():
         raise UserError(f"{out}: holds a training already; go on with --resume, or name another")
-    model.to(device)
+    to_device(model, device)
     training = config.training
     optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), training.learning_rate)
     if resume:

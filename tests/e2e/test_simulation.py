@@ -1,0 +1,129 @@
+"""Whole federated runs of the real apps: what they leave behind, and that they repeat exactly."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedcunet.config import RunConfig
+from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
+from server.app import NoDisplay, serve
+from simulations.__main__ import Engine
+from simulations.report import write_comparison_report, write_run_report
+
+FACES = {
+    "afw": [f"{n}_1.jpg" for n in range(5)],
+    "helen/trainset": [f"{n}_{k}.jpg" for n in range(3) for k in (1, 2)],
+    "helen/testset": [f"{n}_1.jpg" for n in range(10, 14)],
+}
+
+
+@pytest.fixture
+def setting(make_300w: Callable[..., Path], tmp_path: Path) -> RunConfig:
+    """Three clients, two rounds, a quantised network of one U-Net, signs with error feedback."""
+    return RunConfig().replace(
+        model__unets=1,
+        model__order=0,
+        quant__bits="8,1,8",
+        quant__alpha=True,
+        data__name="300w",
+        data__root=str(make_300w(FACES)),
+        training__batch_size=4,
+        training__optimizer="adam",
+        update__codec="sign",
+        update__bits=1,
+        update__error_feedback=True,
+        federation__clients=3,
+        federation__rounds=2,
+        federation__state_dir=str(tmp_path / "clients"),
+    )
+
+
+def run(config: RunConfig, out: Path, engine: str = "loopback", workers: int = 1) -> dict[str, Any]:
+    chosen = Engine(name=engine, num_workers=workers, num_gpus=0, ray_address=None)
+    with ExitStack() as stack:
+        grid = chosen.grid(config, stack)
+        return serve(grid, config, out=out, name=out.name, display=NoDisplay())
+
+
+def test_a_run_leaves_its_folder_as_promised(setting: RunConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = run(setting, out)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["rounds_committed"] == 2
+    assert summary["replies"] == {"accepted": 6}
+    assert summary["metric_name"] == "nme_percent"
+    assert 0 < summary["mean_shape_percent"]
+    assert RunConfig.from_toml(out / "config.toml") == setting
+    rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    clients = [json.loads(line) for line in (out / "clients.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in rounds] == ["committed", "committed"]
+    assert rounds[-1]["metric"] == summary["nme_percent"]
+    assert [line["client"] for line in clients] == [0, 1, 2, 0, 1, 2]
+    assert sum(line["bytes_up"] for line in clients) == sum(line["bytes_up"] for line in rounds)
+    assert sum(line["num_examples"] for line in clients[:3]) == 11
+    assert all(line["device_seconds"]["uplink"] > 0 for line in clients)
+    checkpoint = load_checkpoint(out / "checkpoint" / "model.safetensors")
+    assert tensors_sha256(checkpoint.model) == summary["checkpoint_sha256"]
+    assert checkpoint.facts == {"round": "2"}
+    with np.load(out / "examples.npz") as examples:
+        assert examples["images_NHWC"].shape == (4, 64, 64, 3)
+        assert examples["predicted_NK2"].shape == (4, 68, 2)
+    assert list((out / "tensorboard").iterdir())
+    # The clients' residuals of a run that has ended are gone.
+    assert not list((tmp_path / "clients").rglob("*.safetensors"))
+    assert "nme" in write_run_report(out).read_text().lower()
+    (tmp_path / "both").mkdir()
+    assert write_comparison_report(tmp_path / "both", [out]).stat().st_size < 3e6
+
+
+def test_one_bit_updates_are_about_a_bit_with_everything_counted(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    summary = run(setting.replace(federation__rounds=1), tmp_path / "run")
+    # Signs, and 8 bits for BatchNorm, first and last convolutions: 3 % of the parameters.
+    assert 1 < summary["bits_per_parameter_up"] < 1.4
+    assert 32 < summary["bits_per_parameter_down"] < 32.01
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    first = run(setting, tmp_path / "a")["checkpoint_sha256"]
+    assert run(setting, tmp_path / "b")["checkpoint_sha256"] == first
+    other = run(setting.replace(seed=1), tmp_path / "c")["checkpoint_sha256"]
+    assert other != first
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+def test_ray_with_one_and_two_workers_gives_the_model_of_the_loopback(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    expected = run(setting, tmp_path / "loopback")["checkpoint_sha256"]
+    for workers in (1, 2):
+        found = run(setting, tmp_path / f"ray-{workers}", "ray", workers)
+        assert found["checkpoint_sha256"] == expected
+        assert found["replies"] == {"accepted": 6}
+
+
+def test_error_feedback_changes_what_is_sent(setting: RunConfig, tmp_path: Path) -> None:
+    with_feedback = run(setting, tmp_path / "with")["checkpoint_sha256"]
+    without = setting.replace(update__error_feedback=False)
+    assert run(without, tmp_path / "without")["checkpoint_sha256"] != with_feedback
+
+
+def test_a_client_without_readable_images_costs_only_itself(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    broken = Path(setting.data.root) / "afw" / "0_1.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    summary = run(setting, tmp_path / "run")
+    assert summary["replies"] == {"accepted": 4, "error-reply": 2}
+    lines = (tmp_path / "run" / "clients.jsonl").read_text().splitlines()
+    details = {json.loads(line)["detail"] for line in lines}
+    assert any("0_1.jpg" in detail for detail in details)

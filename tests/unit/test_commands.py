@@ -1,0 +1,247 @@
+"""The command lines as a person uses them: results, exit codes, one line where something is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fedcunet.__main__ as library
+import simulations.__main__ as simulations
+
+FACES = {
+    "helen/trainset": [f"{n}_1.jpg" for n in range(4)],
+    "helen/testset": [f"{n}_1.jpg" for n in range(10, 12)],
+}
+SETTING = """
+[model]
+unets = 1
+order = 0
+[federation]
+clients = 2
+rounds = 1
+"""
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Function that runs `fedcunet ...` or `simulations ...`: exit code, output, error output."""
+
+    def run(program: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [program, *map(str, arguments)])
+        module = {"fedcunet": library, "simulations": simulations}[program]
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def root(make_300w: Callable[..., Path]) -> Path:
+    return make_300w(FACES)
+
+
+@pytest.fixture
+def setting(tmp_path: Path, root: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    state = f'state-dir = "{tmp_path / "clients"}"\n'
+    path.write_text(SETTING + state + f'[data]\nname = "300w"\nroot = "{root}"\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["data", "--help"],
+        ["sizes", "--help"],
+        ["predict", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_explains_every_option(command: Command, arguments: list[str]) -> None:
+    code, out, _ = command("fedcunet", *arguments)
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_sizes_are_the_papers(command: Command) -> None:
+    code, out, _ = command("fedcunet", "sizes", "--unets", 16, "--bits", "32,1,32", "--json")
+    sizes = json.loads(out)
+    assert code == 0
+    assert sizes["conv_parameters"] == 15_919_488
+    assert round(sizes["bytes_float32"] / 2**20, 1) == 62.3
+    # Weights at one bit; first and last convolutions and BatchNorm in float32.
+    assert sizes["bytes_packed"] == pytest.approx(1.99e6 + 4 * 467_000, rel=0.02)
+
+
+def test_training_then_evaluating_then_predicting(
+    command: Command, root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "training"
+    arguments = ["--data", "300w", "--root", root, "--unets", 1, "--order", 0, "--size", 64]
+    arguments += ["--epochs", 1, "--batch-size", 4, "--bits", "8,2,8", "--out", out, "--json"]
+    code, text, _ = command("fedcunet", "train", *arguments)
+    assert code == 0
+    assert json.loads(text)["epochs"] == 1
+    checkpoint = out / "best.safetensors"
+    code, text, _ = command(
+        "fedcunet",
+        "evaluate",
+        "--checkpoint",
+        checkpoint,
+        "--data",
+        "300w",
+        "--root",
+        root,
+        "--json",
+    )
+    result = json.loads(text)
+    assert code == 0
+    assert result["images"] == 2
+    assert len(result["per_landmark"]) == 68
+    assert result["boxes"] == "square landmark box x 1.25"
+    assert result["nme_percent"] == pytest.approx(sum(result["per_landmark"]) / 68, rel=1e-3)
+    pictures = tmp_path / "pictures"
+    code, text, _ = command(
+        "fedcunet", "predict", root / "helen/testset", "--checkpoint", checkpoint,
+        "--out", pictures, "--json",
+    )  # fmt: skip
+    points = json.loads(text)
+    assert code == 0
+    assert sorted(points) == ["10_1.jpg", "11_1.jpg"]
+    assert len(points["10_1.jpg"]) == 68
+    assert sorted(file.name for file in pictures.iterdir()) == [
+        "10_1.png",
+        "11_1.png",
+        "points.json",
+    ]
+
+
+def test_checks_find_this_machine_in_order(command: Command) -> None:
+    code, out, _ = command("fedcunet", "checks", "--json")
+    found = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert found["torch"]["found"].startswith("2.13.0")
+    assert found["training step 8-1-8"]["found"] == "finite"
+    assert (code == 0) == json.loads(out)["ok"]
+
+
+def test_a_comparison_writes_table_and_reports(
+    command: Command, setting: Path, tmp_path: Path
+) -> None:
+    other = setting.with_name("signs.toml")
+    other.write_text(setting.read_text() + '[update]\ncodec = "sign"\nbits = 1\n')
+    out = tmp_path / "comparison"
+    code, text, progress = command(
+        "simulations", "compare", setting, other, "--engine", "loopback", "--out", out, "--json"
+    )
+    table = json.loads(text)
+    assert code == 0
+    assert [row["name"] for row in table] == ["tiny", "signs"]
+    assert table == json.loads((out / "table.json").read_text())
+    assert table[1]["bytes_up_per_client_round"] < table[0]["bytes_up_per_client_round"]
+    assert "round 1/1" in progress
+    assert (out / "report.html").is_file()
+    assert (out / "signs" / "summary.json").is_file()
+    code, text, _ = command("simulations", "report", out)
+    assert code == 0
+    assert text.strip() == str(out / "report.html")
+
+
+def wrong(text: str) -> Callable[[Path, Path], list[object]]:
+    return lambda setting, root: [part.format(s=setting, r=root) for part in text.split()]
+
+
+TRAIN = "fedcunet train --data 300w --out {r}/o --size 64"
+RUN = "simulations run {s} --engine loopback --out {r}/o"
+WRONG = {
+    "missing folder": (f"{TRAIN} --root {{r}}/absent", "absent"),
+    "folder without images": (f"{TRAIN} --root {{r}}/empty", "empty"),
+    "bits 0": (f"{TRAIN} --root {{r}} --bits 0,1,8", "input bits: expected 2 to 16"),
+    "bits 33": (f"{TRAIN} --root {{r}} --bits 8,1,33", "gradient bits: expected 2 to 16"),
+    "weights at 3 bits": (f"{TRAIN} --root {{r}} --bits 8,3,8", "weight bits: expected 1"),
+    "unknown data set": ("fedcunet train --data coco --root {r} --out {r}/o", "coco"),
+    "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "expected dunet, found 'vgg'"),
+    "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
+    "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
+    "no checkpoint": (
+        "fedcunet evaluate --checkpoint {r}/no --data 300w --root {r}",
+        "not found",
+    ),
+    "image as checkpoint": (
+        "fedcunet evaluate --checkpoint {r}/helen/testset/10_1.jpg --data 300w --root {r}",
+        "not a safetensors file",
+    ),
+    "unknown codec": ("fedcunet codecs --codec edn", "unknown codec 'edn'"),
+    "missing setting": ("simulations run {r}/no.toml", "not found"),
+    "unknown engine": ("simulations run {s} --engine spark", "expected ray or loopback"),
+    "no workers": ("simulations run {s} --num-workers 0", "expected 1 or more"),
+    "data without root": (f"{RUN} --data 300w", "expected --root DIR"),
+    "more clients than photos": (f"{RUN} --clients 500", "500"),
+    "rounds": (f"{RUN} --rounds 0", "federation.rounds: expected 1"),
+    "no run": ("simulations report {r}", "no run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    command: Command, setting: Path, root: Path, case: str
+) -> None:
+    (root / "empty").mkdir()
+    text, said = WRONG[case]
+    program, *arguments = wrong(text)(setting, root)
+    code, out, err = command(str(program), *arguments)
+    last = err.strip().splitlines()[-1]
+    assert (code, said in last) == (2, True), err
+    assert last.startswith(f"{program}: ")
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (root / "o" / "metrics.jsonl").exists()
+
+
+def test_a_pts_with_67_points_is_named(command: Command, root: Path) -> None:
+    path = root / "helen/trainset/1_1.pts"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:40], *lines[41:]]))
+    arguments = ["--data", "300w", "--root", root, "--out", root / "o"]
+    code, _, err = command("fedcunet", "train", *arguments)
+    assert code == 2
+    assert "1_1.pts" in err
+    assert "67" in err
+
+
+def test_a_truncated_image_is_named(command: Command, root: Path) -> None:
+    path = root / "helen/trainset/1_1.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    arguments = ["--data", "300w", "--root", root, "--out", root / "o", "--size", 64]
+    arguments += ["--unets", 1, "--order", 0, "--epochs", 1]
+    code, _, err = command("fedcunet", "train", *arguments)
+    assert code == 2
+    assert "1_1.jpg: expected a whole image" in err
+
+
+def test_a_run_folder_that_is_taken_is_left_alone(
+    command: Command, setting: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "taken"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    code, _, err = command("simulations", "run", setting, "--engine", "loopback", "--out", out)
+    assert code == 2
+    assert "expected an empty or new folder" in err
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+
+
+def test_workers_that_do_not_fit_into_memory_are_refused(
+    command: Command, setting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.ray_session.free_memory_bytes", lambda: 2 * 10**9)
+    code, _, err = command("simulations", "run", setting, "--num-workers", 64)
+    assert code == 1
+    assert "64 workers need about" in err
+    assert "2.0 GB free: use --num-workers 1" in err
