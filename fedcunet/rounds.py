@@ -160,7 +160,8 @@ class Server:
         }
         shared |= {ROUND: round_number, LEARNING_RATE: rate, TOKEN: self.token}
         messages = []
-        for client in selected:
+        # The largest first: with few workers nobody waits long for the last one.
+        for client in sorted(selected, key=lambda one: -self.clients[one].num_examples):
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
             content = train_content(model_blob, shared | own)
             messages.append(

@@ -19,10 +19,12 @@ TERNARY_THRESHOLD = 0.7  # delta = 0.7 mean|w| of a filter
 
 def binarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
     """sign(w) with sign(0) = +1, times alpha = mean|w| of the filter if `scaled` (Eq. 5)."""
-    sign_OIHW = torch.where(weight_OIHW >= 0, 1.0, -1.0).to(weight_OIHW.dtype)
+    # Adding 0.0 turns -0.0 into +0.0, whose sign is +1.
+    positive_OIHW = weight_OIHW + 0.0
     if not scaled:
-        return sign_OIHW
-    return sign_OIHW * weight_OIHW.abs().mean(dim=(1, 2, 3), keepdim=True)
+        return torch.copysign(torch.ones_like(positive_OIHW), positive_OIHW)
+    alpha_O111 = weight_OIHW.abs().mean(dim=(1, 2, 3), keepdim=True)
+    return torch.copysign(alpha_O111, positive_OIHW)
 
 
 def ternarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
@@ -31,15 +33,16 @@ def ternarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
     With `scaled`, each filter is multiplied by the mean magnitude of its weights beyond the
     threshold (ternary weight networks, Eq. 5); a filter of zeros stays zero.
     """
+    dtype = weight_OIHW.dtype
     magnitude_OIHW = weight_OIHW.abs()
     threshold_O111 = TERNARY_THRESHOLD * magnitude_OIHW.mean(dim=(1, 2, 3), keepdim=True)
-    kept_OIHW = (magnitude_OIHW > threshold_O111).to(weight_OIHW.dtype)
-    ternary_OIHW = torch.sign(weight_OIHW) * kept_OIHW
+    ternary_OIHW = (weight_OIHW > threshold_O111).to(dtype)
+    ternary_OIHW -= (weight_OIHW < -threshold_O111).to(dtype)
     if not scaled:
         return ternary_OIHW
-    count_O111 = kept_OIHW.sum(dim=(1, 2, 3), keepdim=True).clamp_(min=1)
-    scale_O111 = (magnitude_OIHW * kept_OIHW).sum(dim=(1, 2, 3), keepdim=True) / count_O111
-    return ternary_OIHW * scale_O111
+    count_O111 = ternary_OIHW.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_(min=1)
+    total_O111 = (weight_OIHW * ternary_OIHW).sum(dim=(1, 2, 3), keepdim=True)
+    return ternary_OIHW * (total_O111 / count_O111)
 
 
 class QuantiseWeight(torch.autograd.Function):
@@ -47,14 +50,20 @@ class QuantiseWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight_OIHW: Tensor, bits: int, scaled: bool) -> Tensor:
-        ctx.save_for_backward(weight_OIHW)
+        low, high = torch.aminmax(weight_OIHW)
+        # Clamped latent weights, which is what training has, need no mask.
+        ctx.all_inside = bool(low >= -1) and bool(high <= 1)
+        if not ctx.all_inside:
+            ctx.save_for_backward(weight_OIHW.abs() <= 1)
         quantiser = binarise if bits == 1 else ternarise
         return quantiser(weight_OIHW, scaled=scaled)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (weight_OIHW,) = ctx.saved_tensors
-        return gradients[0] * (weight_OIHW.abs() <= 1), None, None
+        if ctx.all_inside:
+            return gradients[0], None, None
+        (inside_OIHW,) = ctx.saved_tensors
+        return gradients[0] * inside_OIHW, None, None
 
 
 class QuantiseInput(torch.autograd.Function):
@@ -69,7 +78,8 @@ class QuantiseInput(torch.autograd.Function):
         step = sigma(bits) * input_range
         limit = input_range - step
         ctx.save_for_backward(x_BCHW.abs() < input_range)
-        return x_BCHW.div(step).round_().mul_(step).clamp_(-limit, limit)
+        # The step is a power of two: multiplying by its inverse is exact.
+        return x_BCHW.mul(1 / step).round_().mul_(step).clamp_(-limit, limit)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -101,12 +111,14 @@ def quantise_gradient(
     else:
         peak = gradient_BCHW.abs().amax()
     step = covering_scale(peak, bits) * sigma(bits)
-    noise = uniform_bytes(gradient_BCHW, generator)
-    return gradient_BCHW.div(step).add_(noise).floor_().mul_(step)
+    # floor(g / step + u) with u = (i + 0.5) / 256, in as few passes over memory as there may be.
+    scaled_BCHW = _random_bytes(gradient_BCHW, generator).add_(0.5)
+    scaled_BCHW.addcmul_(gradient_BCHW, 256 / step)
+    return scaled_BCHW.mul_(1 / 256).floor_().mul_(step)
 
 
-def uniform_bytes(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Values (i + 0.5) / 256, i uniform on 0..255, shaped as the dense tensor `like`.
+def _random_bytes(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Whole numbers i, uniform on 0 to 255, shaped as the dense tensor `like`.
 
     Four come from one draw of 32 bits: a quarter of the time of `torch.rand`, and rounding with
     them is unbiased to 1/512 of a step.
@@ -114,8 +126,8 @@ def uniform_bytes(like: Tensor, generator: torch.Generator) -> Tensor:
     count = like.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int32, device=like.device)
     words.random_(-(2**31), None, generator=generator)
-    uniform = words.view(torch.uint8)[:count].to(like.dtype)
-    return uniform.add_(0.5).mul_(1 / 256).as_strided(like.shape, like.stride())
+    numbers = words.view(torch.uint8)[:count].as_strided(like.shape, like.stride())
+    return numbers.to(like.dtype)
 
 
 class QuantiseGradient(torch.autograd.Function):

@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     # The paper's: decay 0.99, eps 1e-8, no momentum, no weight decay.
     "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr, alpha=0.99, eps=1e-8),
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
+    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
 }
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fedcunet.config import RunConfig
-from fedcunet.models import DUNet
 from fedcunet.layout import Layout
+from fedcunet.models import DUNet
 from fedcunet.quant.layers import quantise_network
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement

@@ -57,7 +57,7 @@ def test_a_run_leaves_its_folder_as_promised(setting: RunConfig, tmp_path: Path)
     assert summary["rounds_committed"] == 2
     assert summary["replies"] == {"accepted": 6}
     assert summary["metric_name"] == "nme_percent"
-    assert 0 < summary["mean_shape_percent"]
+    assert summary["mean_shape_percent"] > 0
     assert RunConfig.from_toml(out / "config.toml") == setting
     rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     clients = [json.loads(line) for line in (out / "clients.jsonl").read_text().splitlines()]
