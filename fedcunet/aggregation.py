@@ -78,6 +78,13 @@ def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(means), np.concatenate(variances)
 
 
+def statistics_mask(layout: Layout) -> np.ndarray:
+    """True (N,) where the vector holds a BatchNorm statistic."""
+    mask_N = np.zeros(layout.num_parameters, dtype=bool)
+    mask_N[np.concatenate(_statistics(layout))] = True
+    return mask_N
+
+
 class ServerOptimizer:
     """Moves the global state by mean updates.
 
@@ -101,9 +108,8 @@ class ServerOptimizer:
         momentum: float,
         clamp_latent: bool,
     ) -> None:
-        means, variances = _statistics(layout)
-        self._statistics = np.concatenate([means, variances])
-        self._variances = variances
+        _, self._variances = _statistics(layout)
+        self._is_statistic_N = statistics_mask(layout)
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in layout.shapes]
         self._latent_N = np.repeat([not fine for fine in layout.fine], sizes)
         self._clamp_latent = clamp_latent
@@ -117,7 +123,7 @@ class ServerOptimizer:
         self._parameter.grad = torch.from_numpy(-mean_update_N)
         self._optimizer.step()
         new_N: np.ndarray = self._parameter.detach().numpy().copy()
-        new_N[self._statistics] = (state_N + mean_update_N)[self._statistics]
+        new_N = np.where(self._is_statistic_N, state_N + mean_update_N, new_N)
         # Coded updates can push a small variance below zero.
         new_N[self._variances] = np.maximum(new_N[self._variances], 0)
         if self._clamp_latent:

@@ -151,7 +151,7 @@ class FederationConfig:
     deadline_seconds: float = 0.0  # of a round on the clients' virtual clock; 0: none
     seconds_per_example: float = 0.0  # compute on the reference core; 0: as measured
     timeout_seconds: float = 3600.0  # wall-clock guard of a round against faults
-    max_update_norm: float = 1e4  # a larger mean square update (l2) is refused; 0: no limit
+    max_update_norm: float = 1e4  # an update with a larger l2 norm is refused; 0: no limit
     server_optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0  # of sgd

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedcunet.aggregation import MeanAccumulator, ServerOptimizer
+from fedcunet.aggregation import MeanAccumulator, ServerOptimizer, statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.payload import (
@@ -43,6 +43,7 @@ from fedcunet.records import (
 
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 POLL_SECONDS = 0.05
+MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
 
 # Config keys of a train message beside those of the setting.
 ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN = (
@@ -113,9 +114,11 @@ class Server:
     optimizer: ServerOptimizer = field(init=False)
     clients: dict[int, Description] = field(default_factory=dict)  # by client id
     acknowledged: dict[int, int] = field(default_factory=dict)  # client -> last accepted round
+    is_statistic_N: np.ndarray = field(init=False)  # BatchNorm's running means and variances
 
     def __post_init__(self) -> None:
         federation = self.config.federation
+        self.is_statistic_N = statistics_mask(self.layout)
         self.optimizer = ServerOptimizer(
             self.layout,
             federation.server_optimizer,
@@ -243,8 +246,7 @@ class _Round:
         total = MeanAccumulator(server.layout, server.state_N)
         for client, (update, num_examples) in list(self.admitted.items()):
             vector_N = update.decode()
-            limit = server.config.federation.max_update_norm or math.inf
-            refused = check_values(vector_N, limit, norm_limit=limit)
+            refused = self._refusal(vector_N)
             if refused is not None:
                 self._reject(client, refused)
             else:
@@ -258,6 +260,15 @@ class _Round:
         for client in self.admitted:
             server.acknowledged[client] = self.number
         return ""
+
+    def _refusal(self, vector_N: np.ndarray) -> Rejection | None:
+        """Why the values of a decoded update cannot be taken, or None."""
+        server = self.server
+        limit = server.config.federation.max_update_norm or math.inf
+        # Variances behind unscaled ternary weights run to thousands; they say nothing of a step.
+        return check_values(vector_N, MAX_STATISTIC) or check_values(
+            vector_N[~server.is_statistic_N], limit, norm_limit=limit
+        )
 
     def line(self, reason: str, rate: float, seconds: float, reproducible: bool) -> RoundLine:
         """The round in figures."""

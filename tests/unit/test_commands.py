@@ -1,4 +1,4 @@
-"""The command lines as a person uses them: results, exit codes, one line where something is wrong."""
+"""The command lines as a person uses them: results, exit codes, one line for what is wrong."""
 
 import json
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from fedcunet.errors import UserError
 from fedcunet.models import DUNet, supervised_unets
 from fedcunet.models.dunet import build_meta, convolution_parameters
 
-# Millions of convolution parameters by (n, landmarks), for K = 0, 1, ...; paper, Table 1 and Fig. 4.
+# Millions of convolution parameters by (n, landmarks), for K = 0, 1, ...; paper, Table 1, Fig. 4.
 MILLIONS = {
     (4, 16): [3.582, 3.902, 4.115, 4.221],
     (8, 16): [7.162, 7.908, 8.547, 9.079, 9.505, 9.825, 10.038, 10.144],

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fedcunet import rounds
+from fedcunet.aggregation import statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
@@ -164,6 +165,37 @@ def test_values_that_are_not_finite_are_refused_after_decoding() -> None:
     watcher, _ = run(poisoned)
     assert watcher.lines[0].replies == {"accepted": 3, "not-finite": 1}
     assert np.isfinite(watcher.states[-1]).all()
+
+
+def test_large_batchnorm_variances_are_no_large_update() -> None:
+    layout = Layout.from_tensors(
+        {"a.weight": (4,), "n.running_mean": (2,), "n.running_var": (2,)},
+        fine={"n.running_mean", "n.running_var"},
+    )
+    assert statistics_mask(layout).tolist() == [False] * 4 + [True] * 4
+    update = np.array([1, 1, 1, 1, 5e5, 5e5, 5e5, 5e5], dtype=np.float32)
+
+    def client_app(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query":
+            return Message(description_content(0, 5, ""), reply_to=message)
+        content = update_content(
+            pack(update, rounds.update_payload(layout, CONFIG, 1, 0)),
+            {"num-examples": 5, "loss": 1.0},
+        )
+        return Message(content, reply_to=message)
+
+    watcher = Watcher()
+    rounds.Server(
+        grid=LoopbackGrid(client_app, [{}], {}),
+        config=CONFIG.replace(federation__rounds=1),
+        layout=layout,
+        state_N=np.zeros(8, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        observer=watcher,
+    ).run()
+    assert watcher.lines[0].replies == {"accepted": 1}
+    assert watcher.states[0].tolist() == update.tolist()
 
 
 def test_a_round_below_its_quorum_is_abandoned_and_changes_nothing() -> None:
