@@ -6,6 +6,7 @@ depend on who answers first.
 """
 
 import dataclasses
+import logging
 import math
 import time
 from collections import Counter
@@ -40,6 +41,8 @@ from fedcunet.records import (
     read_update,
     train_content,
 )
+
+logger = logging.getLogger(__name__)
 
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 POLL_SECONDS = 0.05
@@ -350,6 +353,8 @@ def describe_clients(grid: Grid, timeout: float) -> dict[int, Description]:
             problems.append(f"client {found.client} answered twice")
         else:
             problems.append(found.detail if found is not None else f"node {node} did not answer")
+    for problem in problems:
+        logger.warning("left out of the run: %s", problem)
     if not clients:
         first = problems[0] if problems else "there are no nodes"
         raise RunFailure(f"no client can take part: {first}")

@@ -83,6 +83,9 @@ def columns(summaries: Sequence[Mapping[str, Any]]) -> list[Column]:
             [better(s, *m) for s, m in zip(summaries, metrics, strict=True)],
         ),
         column(
+            "Rounds", "committed", [units.plain(s.get("rounds_committed"), 0) for s in summaries]
+        ),
+        column(
             "Bytes up",
             "a client, a round",
             [units.size(s.get("bytes_up_per_client_round")) for s in summaries],

@@ -3,6 +3,7 @@
 import logging
 import sys
 
+import click
 import typer
 
 from fedcunet.errors import RunFailure, UserError
@@ -19,12 +20,15 @@ def run_app(app: typer.Typer, program: str) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        code = app(standalone_mode=True, prog_name=program)
+        code = app(standalone_mode=False, prog_name=program) or DONE
+    except click.ClickException as error:  # wrong options and arguments
+        error.show()
+        code = error.exit_code
     except UserError as error:
         code = _say(program, error, WRONG_USE)
     except RunFailure as error:
         code = _say(program, error, FAILED)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         code = _say(program, "interrupted", INTERRUPTED)
     except MemoryError as error:
         code = _say(program, f"out of memory: {error}", FAILED)
