@@ -170,11 +170,8 @@ class Server:
         for client in sorted(selected, key=lambda one: -self.clients[one].num_examples):
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
             content = train_content(model_blob, shared | own)
-            messages.append(
-                self.grid.create_message(
-                    content, "train", self.clients[client].node_id, str(round_number)
-                )
-            )
+            node = self.clients[client].node_id
+            messages.append(Message(content, node, "train", group_id=str(round_number)))
         return messages
 
 
@@ -341,7 +338,7 @@ def describe_clients(grid: Grid, timeout: float) -> dict[int, Description]:
         RunFailure: if no node is left, with the first node's words.
     """
     nodes = sorted(grid.get_node_ids())
-    messages = [grid.create_message(describe_content(), "query", node, "0") for node in nodes]
+    messages = [Message(describe_content(), node, "query") for node in nodes]
     replies, _ = collect(grid, messages, timeout=timeout, on_reply=lambda done: None)
     clients: dict[int, Description] = {}
     problems = []
