@@ -7,11 +7,14 @@ from pathlib import Path
 from fedcunet.data.annotations import (
     FACE68,
     LSP14,
+    MPII16,
+    SCHEMES,
     Annotation,
     AnnotationSet,
     LandmarkScheme,
 )
 from fedcunet.data.lsp import load_lsp, load_lspet
+from fedcunet.data.mpii import load_mpii
 from fedcunet.data.w300 import load_300w
 from fedcunet.errors import UserError
 
@@ -19,6 +22,8 @@ __all__ = [
     "DATASETS",
     "FACE68",
     "LSP14",
+    "MPII16",
+    "SCHEMES",
     "Annotation",
     "AnnotationSet",
     "LandmarkScheme",
@@ -31,6 +36,7 @@ DATASETS: dict[str, Callable[..., AnnotationSet]] = {
     "faces": partial(load_300w, name="faces"),
     "lsp": load_lsp,
     "lspet": load_lspet,
+    "mpii": load_mpii,
 }
 
 
@@ -41,7 +47,8 @@ def load(name: str, root: Path | str, subset: str, *, boxes: str = "landmarks") 
         name: a key of `DATASETS`.
         root: the data set's folder.
         subset: as the reader defines it; all know "train" and "test".
-        boxes: "landmarks", or for 300-W "given" or "ground-truth".
+        boxes: "landmarks", or for 300-W "given" or "ground-truth". MPII's people come with their
+            own boxes, which are always used.
 
     Raises:
         UserError: the name, the folder or the subset does not exist, or a file cannot be used.

@@ -4,6 +4,7 @@ Letters in array names: K landmarks, 2 = (x, y). Coordinates are 0-based pixels:
 centre of the first pixel, so an image W wide covers x from -0.5 to W - 0.5.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ class LandmarkScheme:
     """The meaning of the K landmarks of a data set.
 
     Attributes:
-        name: "face68" or "lsp14".
+        name: "face68", "lsp14" or "mpii16".
         num_landmarks: K.
         flip_pairs: pairs of landmarks that change places in a mirrored image.
         metric: the error measure of the scheme.
@@ -84,6 +85,18 @@ LSP14 = LandmarkScheme(
     crop_factor=1.5,
 )
 
+# Order: right ankle, knee, hip, left hip, knee, ankle, pelvis, thorax, upper neck, head top, right
+# wrist, elbow, shoulder, left shoulder, elbow, wrist. (The official README skips id 11.)
+MPII16 = LandmarkScheme(
+    name="mpii16",
+    num_landmarks=16,
+    flip_pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
+    metric="pckh",
+    lines=((0, 1, 2, 6, 3, 4, 5), (10, 11, 12, 7, 13, 14, 15), (6, 7, 8, 9)),
+)
+
+SCHEMES = {scheme.name: scheme for scheme in (FACE68, LSP14, MPII16)}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Annotation:
@@ -98,6 +111,10 @@ class Annotation:
         box_origin: where the box comes from.
         source: the part of the data set, such as "helen/trainset".
         photo: all crops of one photo share it; partitions and splits keep a photo whole.
+        head_size: the length that PCKh divides by, in image pixels; NaN where unknown.
+        activity: what the person does, "" where unknown.
+        category: the kind of activity, "" where unknown.
+        video: number of the video that the photo was taken from, -1 where unknown.
     """
 
     image: Path
@@ -107,6 +124,10 @@ class Annotation:
     box_origin: BoxOrigin
     source: str
     photo: str
+    head_size: float = math.nan
+    activity: str = ""
+    category: str = ""
+    video: int = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

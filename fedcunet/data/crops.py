@@ -133,6 +133,7 @@ class Crops:
         self._labelled_NK = np.zeros((count, landmarks), dtype=bool)
         self._centre_N2 = np.zeros((count, 2))
         self._side_N = np.zeros(count)
+        self._head_N = np.array([annotation.head_size for annotation in self._annotations])
         for index, annotation in enumerate(self._annotations):
             if annotation.points_K2.shape != (landmarks, 2):
                 raise UserError(
@@ -196,6 +197,11 @@ class Crops:
         scale_N, radians_N, flip_N, _ = _draw(count, None, None)
         to_image_N23 = self._to_image(np.arange(count), scale_N, radians_N, flip_N)
         return apply_affine(invert_affine(to_image_N23), self._points_NK2), self._labelled_NK.copy()
+
+    def head_sizes(self) -> np.ndarray:
+        """Head sizes in the pixels of the plain crops, float64 (N,); NaN where unknown."""
+        sizes_N: np.ndarray = self._head_N * self.size / self._side_N
+        return sizes_N
 
     def _to_image(
         self, index_B: np.ndarray, scale_B: np.ndarray, radians_B: np.ndarray, flip_B: np.ndarray

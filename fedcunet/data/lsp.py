@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedcunet.data.annotations import LSP14, Annotation, AnnotationSet, square_landmark_box
+from fedcunet.data.matlab import read_mat, short
 from fedcunet.errors import UserError
 
 _NUM_LSP_TRAIN = 1000
@@ -82,15 +83,13 @@ def _image_path(root: Path, number: int, digits: int) -> Path:
 
 def _read_joints(root: Path, name: str, *, axis_of_people: int) -> np.ndarray:
     """The float64 array `joints` as the file holds it, its axes checked."""
-    from scipy.io import loadmat  # slow to import, and few runs need it
-
     path = root / "joints.mat"
     if not path.is_file():
         raise UserError(f"{name}: {path} is not there: expected the data set's folder with images/")
-    try:
-        joints = np.asarray(loadmat(path)["joints"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, NotImplementedError, OSError) as error:
-        raise UserError(f"{path}: expected an array named joints, found {error}") from error
+    joints = read_mat(path, "joints")
+    if not isinstance(joints, np.ndarray):
+        raise UserError(f"{path}: expected joints to be an array of numbers, found {short(joints)}")
+    joints = joints.astype(np.float64)
     expected = (3, 14) if name == "lsp" else (14, 3)
     if joints.ndim != 3 or joints.shape[:axis_of_people] != expected:
         raise UserError(

@@ -2,15 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 
 from fedcunet.data.annotations import Annotation
 from fedcunet.errors import UserError
 
-PartitionScheme = Literal["iid", "source", "dirichlet"]
-SCHEMES: tuple[PartitionScheme, ...] = ("iid", "source", "dirichlet")
+# What a photo can be told by; federation.partition in fedcunet/config.py has the same names.
+Label = Literal["source", "category", "activity", "video"]
+PartitionScheme = Literal[
+    "iid",
+    "source",
+    "dirichlet",
+    "category",
+    "activity",
+    "video",
+    "dirichlet-category",
+    "dirichlet-activity",
+    "dirichlet-video",
+]
+# In this order: the place of a scheme seeds its draws.
+SCHEMES: tuple[PartitionScheme, ...] = get_args(PartitionScheme)
 
 
 def partition(
@@ -27,18 +40,22 @@ def partition(
     Args:
         annotations: all there is to deal; annotations with one `photo` stay together.
         num_clients: number of parts.
-        scheme: "iid" deals photos at random. "source" gives each client photos of one source only,
-            sources getting clients in proportion to their annotations (with fewer clients than
-            sources, a client gets whole sources). "dirichlet" deals each source in shares drawn
-            from a Dirichlet distribution over the clients (Li et al., "Federated learning on
-            non-IID data silos", ICDE 2022, section 4.1, with the source in place of the class).
+        scheme: "iid" deals photos at random. "source", "category" and "activity" (of MPII's
+            people) and "video" give each client photos of one such label only, labels getting
+            clients in proportion to their annotations (with fewer clients than labels, a client
+            gets whole labels). "dirichlet" deals each source, "dirichlet-category" and so on each
+            of those labels, in shares drawn from a Dirichlet distribution over the clients (Li et
+            al., "Federated learning on non-IID data silos", ICDE 2022, section 4.1, with the label
+            in place of the class). Photos without activity are a label of their own; each photo
+            without video is a video of its own.
         alpha: concentration of "dirichlet": small gives clients of one source each, large is iid.
         skew: sizes are proportional to exp(skew * z), z standard normal: 0 makes them as equal as
             whole photos allow, 1 spreads them over a factor of about 25 (from 5 % to 95 %).
         seed: all randomness derives from it.
 
     Raises:
-        UserError: an argument is out of range, or there are fewer photos than clients.
+        UserError: an argument is out of range, there are fewer photos than clients, or no photo
+            has the label.
     """
     _check(scheme, num_clients, alpha, skew)
     photos: dict[str, list[int]] = {}
@@ -53,18 +70,38 @@ def partition(
     rng = np.random.default_rng([seed, SCHEMES.index(scheme)])
     weights = np.exp(skew * rng.standard_normal(num_clients))
     size_P = np.array([len(group) for group in groups])
-    names = [annotations[group[0]].source for group in groups]
-    source_P = np.unique(np.array(names), return_inverse=True)[1]
     if scheme == "iid":
         owner_P = _deal(size_P, weights, rng)
-    elif scheme == "source":
-        owner_P = _by_source(size_P, source_P, weights, rng)
     else:
-        owner_P = _by_dirichlet(size_P, source_P, weights, alpha, rng)
+        first_P = [annotations[group[0]] for group in groups]
+        label_P = _label_numbers(first_P, _label_of(scheme))
+        if scheme.startswith("dirichlet"):
+            owner_P = _by_dirichlet(size_P, label_P, weights, alpha, rng)
+        else:
+            owner_P = _by_label(size_P, label_P, weights, rng)
     parts: list[list[int]] = [[] for _ in range(num_clients)]
     for group, owner in zip(groups, owner_P, strict=True):
         parts[owner].extend(group)
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
+
+
+def _label_of(scheme: PartitionScheme) -> Label:
+    label = scheme.removeprefix("dirichlet").removeprefix("-") or "source"
+    return cast(Label, label)
+
+
+def _label_numbers(annotations: Sequence[Annotation], label: Label) -> np.ndarray:
+    """The label of each annotation as a number from 0 on, in the labels' order."""
+    names = [getattr(annotation, label) for annotation in annotations]
+    unknown = -1 if label == "video" else ""
+    if all(name == unknown for name in names):
+        raise UserError(f"partition: expected photos with a {label}, found none among {len(names)}")
+    if label == "video":
+        names = [
+            f"{name:09d}" if name != unknown else f"photo {annotation.photo}"
+            for name, annotation in zip(names, annotations, strict=True)
+        ]
+    return np.asarray(np.unique(np.array(names), return_inverse=True)[1])
 
 
 def _check(scheme: str, num_clients: int, alpha: float, skew: float) -> None:
@@ -74,7 +111,7 @@ def _check(scheme: str, num_clients: int, alpha: float, skew: float) -> None:
         raise UserError(f"partition: expected 1 client or more, found {num_clients}")
     if not (math.isfinite(skew) and 0 <= skew <= 10):
         raise UserError(f"partition skew: expected 0 to 10, found {skew}")
-    if scheme == "dirichlet" and not (math.isfinite(alpha) and alpha > 0):
+    if scheme.startswith("dirichlet") and not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"partition alpha: expected a finite number above 0, found {alpha}")
 
 
@@ -93,43 +130,49 @@ def _deal(size_P: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> 
     return owner_P
 
 
-def _by_source(
-    size_P: np.ndarray, source_P: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+def _by_label(
+    size_P: np.ndarray, label_P: np.ndarray, weights: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    num_sources = int(source_P.max()) + 1
-    size_S = np.bincount(source_P, weights=size_P)
+    num_labels = int(label_P.max()) + 1
+    size_L = np.bincount(label_P, weights=size_P)
     owner_P = np.empty(len(size_P), dtype=np.int64)
-    if len(weights) < num_sources:
+    if len(weights) < num_labels:
+        # The largest first, each to whoever is furthest below their share; everybody gets one
+        # before anybody gets a second.
+        target = weights / weights.sum() * size_P.sum()
         held = np.zeros(len(weights))
-        for source in np.argsort(-size_S, kind="stable"):
-            owner = int(np.argmin(held))
-            owner_P[source_P == source] = owner
-            held[owner] += size_S[source]
+        shuffled_L = rng.permutation(num_labels)  # decides among labels of one size
+        order_L = shuffled_L[np.argsort(-size_L[shuffled_L], kind="stable")]
+        for turn, label in enumerate(order_L):
+            free = held == 0 if turn < len(weights) else np.ones(len(weights), dtype=bool)
+            owner = int(np.argmax(np.where(free, target - held, -np.inf)))
+            owner_P[label_P == label] = owner
+            held[owner] += size_L[label]
         return owner_P
     first = 0
-    for source, clients in enumerate(_allot(size_S, np.bincount(source_P), len(weights))):
-        chosen = source_P == source
+    for label, clients in enumerate(_allot(size_L, np.bincount(label_P), len(weights))):
+        chosen = label_P == label
         part = _deal(size_P[chosen], weights[first : first + clients], rng)
         owner_P[chosen] = first + part
         first += clients
     return owner_P
 
 
-def _allot(size_S: np.ndarray, photos_S: np.ndarray, num_clients: int) -> np.ndarray:
-    """Clients per source: one each, then to the largest quotient (Sainte-Laguë's rule).
+def _allot(size_L: np.ndarray, photos_L: np.ndarray, num_clients: int) -> np.ndarray:
+    """Clients per label: one each, then to the largest quotient (Sainte-Laguë's rule).
 
-    No source gets more clients than it has photos.
+    No label gets more clients than it has photos.
     """
-    clients_S = np.ones(len(size_S), dtype=np.int64)
-    for _ in range(num_clients - len(size_S)):
-        quotient_S = np.where(clients_S < photos_S, size_S / (2 * clients_S + 1), -1.0)
-        clients_S[np.argmax(quotient_S)] += 1
-    return clients_S
+    clients_L = np.ones(len(size_L), dtype=np.int64)
+    for _ in range(num_clients - len(size_L)):
+        quotient_L = np.where(clients_L < photos_L, size_L / (2 * clients_L + 1), -1.0)
+        clients_L[np.argmax(quotient_L)] += 1
+    return clients_L
 
 
 def _by_dirichlet(
     size_P: np.ndarray,
-    source_P: np.ndarray,
+    label_P: np.ndarray,
     weights: np.ndarray,
     alpha: float,
     rng: np.random.Generator,
@@ -137,8 +180,8 @@ def _by_dirichlet(
     num_clients = len(weights)
     concentration = np.maximum(alpha * num_clients * weights / weights.sum(), 1e-6)
     owner_P = np.empty(len(size_P), dtype=np.int64)
-    for source in range(int(source_P.max()) + 1):
-        chosen = rng.permutation(np.flatnonzero(source_P == source))
+    for label in range(int(label_P.max()) + 1):
+        chosen = rng.permutation(np.flatnonzero(label_P == label))
         bounds = np.cumsum(rng.dirichlet(concentration))
         # The middle of each photo on a line from 0 to 1 falls into its owner's share.
         place = (np.cumsum(size_P[chosen]) - size_P[chosen] / 2) / size_P[chosen].sum()

@@ -7,7 +7,6 @@
 The files are 1-based (MATLAB); everything that leaves this module is 0-based.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedcunet.data.annotations import (
     BoxOrigin,
     square_landmark_box,
 )
+from fedcunet.data.matlab import one_struct, read_mat, short, text
 from fedcunet.errors import UserError
 
 _TRAIN = ("afw", "helen/trainset", "lfpw/trainset")
@@ -51,6 +51,10 @@ OFFICIAL_COUNTS = {
 BOXES = ("landmarks", "given", "ground-truth")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _LISTED_NAMES = 5
+# Python's float() also takes "1_0", "nan" and digits of other scripts.
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+# Farther out than any image reaches: such a number is damage.
+_MAX_COORDINATE = 1e5
 
 
 def load_300w(
@@ -118,11 +122,12 @@ def load_300w(
 def read_pts(path: Path, num_points: int = 68) -> np.ndarray:
     """0-based float64 (K, 2) points of a `.pts` file, with or without its header.
 
-    Every line of exactly two numbers is a point. Files in circulation lack the header or the final
-    newline, or write integers and minus signs where a stricter pattern expects none.
+    Every line but the header's is a point of two numbers. Files in circulation lack the header or
+    the final newline, or write integers and minus signs where a stricter pattern expects none.
 
     Raises:
-        UserError: the file cannot be read, has another number of points, or one is not finite.
+        UserError: the file cannot be read, has another number of points, or a line that is no
+            point.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
@@ -130,15 +135,18 @@ def read_pts(path: Path, num_points: int = 68) -> np.ndarray:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     points: list[tuple[float, float]] = []
     for line in text.split("\n"):
-        words = line.split()
-        if len(words) != 2:
+        line = line.strip()
+        if line in ("", "{", "}") or re.fullmatch(r"(version|n_points)\s*:\s*[0-9.]+", line):
             continue
-        try:
-            point = (float(words[0]), float(words[1]))
-        except ValueError:
-            continue  # "version: 1" and "n_points: 68"
-        if not (math.isfinite(point[0]) and math.isfinite(point[1])):
-            raise UserError(f"{path}: expected finite coordinates, found {line.strip()!r}")
+        words = line.split()
+        # A stray line is refused, not skipped: after a number broken in two the count may be right.
+        if len(words) != 2 or not all(map(_NUMBER.fullmatch, words)):
+            raise UserError(f"{path}: expected two numbers in a line, found {line[:60]!r}")
+        point = (float(words[0]), float(words[1]))
+        if max(abs(point[0]), abs(point[1])) > _MAX_COORDINATE:
+            raise UserError(
+                f"{path}: expected coordinates within {_MAX_COORDINATE:g} pixels, found {line!r}"
+            )
         points.append(point)
     if len(points) != num_points:
         raise UserError(f"{path}: expected {num_points} points, found {len(points)}")
@@ -249,21 +257,23 @@ def _given_boxes(
     root: Path, folder: str, boxes: str
 ) -> dict[str, tuple[float, float, float, float]]:
     """0-based (x, y, w, h) by image name without spaces and extension."""
-    from scipy.io import loadmat  # slow to import, and few runs need it
-
     path = root / "Bounding_Boxes" / f"bounding_boxes_{folder.replace('/', '_')}.mat"
     if not path.is_file():
         raise UserError(f"{path}: not there: expected the box file of {folder} for boxes={boxes!r}")
     field = "bb_detector" if boxes == "given" else "bb_ground_truth"
+    cells = read_mat(path, "bounding_boxes")
+    if not isinstance(cells, list):
+        raise UserError(f"{path}: expected cells in bounding_boxes, found {short(cells)}")
     result = {}
-    try:
-        for cell in loadmat(path)["bounding_boxes"].ravel():
-            record = cell.reshape(-1)[0]
-            image_name = str(np.ravel(record["imgName"])[0])
-            x0, y0, x1, y1 = (float(v) for v in np.ravel(record[field]))
-            result[_squeezed(Path(image_name).stem)] = (x0 - 1.0, y0 - 1.0, x1 - x0, y1 - y0)
-    except (KeyError, IndexError, TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: expected cells of (imgName, {field}) named bounding_boxes, found {error}"
-        ) from error
+    for place, cell in enumerate(cells, start=1):
+        where = f"{path}: face {place}"
+        record = one_struct(cell, where)
+        image_name = text(record, "imgName", where)
+        corners = None if record is None else record.get(field)
+        if not image_name or not isinstance(corners, np.ndarray) or corners.size != 4:
+            raise UserError(f"{where}: expected imgName and 4 numbers in {field}")
+        x0, y0, x1, y1 = (float(corner) for corner in corners.ravel())
+        if not x1 > x0 or not y1 > y0 or not np.isfinite(corners).all():
+            raise UserError(f"{where}: expected x0 < x1 and y0 < y1, found {short(corners)}")
+        result[_squeezed(Path(image_name).stem)] = (x0 - 1.0, y0 - 1.0, x1 - x0, y1 - y0)
     return result

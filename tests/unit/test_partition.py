@@ -1,11 +1,14 @@
 """Partitions: photos whole, nothing lost, nobody empty, the same every time."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
+from fedcunet.config import FederationConfig
 from fedcunet.data import Annotation, load
 from fedcunet.data.partition import SCHEMES, partition
 from fedcunet.errors import UserError
@@ -25,6 +28,9 @@ def _faces(photos_by_source: dict[str, Sequence[int]]) -> list[Annotation]:
                     box_origin="given",
                     source=source,
                     photo=f"{source}/{photo}",
+                    category=f"kind {photo % 7}",
+                    activity=f"activity {photo % 21}" if photo % 21 else "",
+                    video=photo // 3,
                 )
                 for k in range(count)
             )
@@ -122,7 +128,7 @@ def test_small_alpha_separates_sources_and_large_alpha_mixes_them() -> None:
     [
         ({"num_clients": 441}, "at least one photo for each of 441 clients, found 440 photos"),
         ({"num_clients": 0}, "expected 1 client or more"),
-        ({"scheme": "video"}, "expected one of iid, source, dirichlet"),
+        ({"scheme": "place"}, "expected one of iid, source, dirichlet, category, activity, video"),
         ({"skew": -0.1}, "skew: expected 0 to 10"),
         ({"scheme": "dirichlet", "alpha": 0.0}, "alpha: expected a finite number above 0"),
         ({"scheme": "dirichlet", "alpha": float("nan")}, "alpha: expected a finite number above 0"),
@@ -133,7 +139,53 @@ def test_impossible_partitions_are_refused(settings: dict[str, object], text: st
         _part(_faces(_MIXED), **settings)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def test_by_category_activity_and_video_a_client_has_few_of_them() -> None:
+    faces = _faces({"a": [1] * 420})
+    parts = _part(faces, scheme="category", num_clients=7)
+    assert [len({faces[i].category for i in part}) for part in parts] == [1] * 7
+    parts = _part(faces, scheme="activity", num_clients=21)
+    assert [len({faces[i].activity for i in part}) for part in parts] == [1] * 21
+    parts = _part(faces, scheme="video", num_clients=10)
+    videos = [{faces[i].video for i in part} for part in parts]
+    assert sum(map(len, videos)) == len(set().union(*videos)) == 140
+    apart, mixed = (
+        [
+            len({faces[i].category for i in part})
+            for part in _part(
+                faces, scheme="dirichlet-category", num_clients=7, alpha=alpha, skew=0.0
+            )
+        ]
+        for alpha in (0.05, 1000.0)
+    )
+    assert mixed == [7] * 7
+    assert np.mean(apart) < 4
+
+
+def test_with_fewer_clients_than_labels_the_sizes_still_follow_the_skew() -> None:
+    faces = _faces({"a": [1] * 600})
+    equal = [len(part) for part in _part(faces, scheme="video", num_clients=20)]
+    assert set(equal) == {30}
+    skewed = [len(part) for part in _part(faces, scheme="video", num_clients=20, skew=1.0)]
+    iid = [len(part) for part in _part(faces, num_clients=20, skew=1.0)]
+    assert max(skewed) / min(skewed) > 5
+    assert max(iid) / min(iid) > 5
+
+
+def test_unknown_labels_are_refused_and_photos_without_video_stand_alone() -> None:
+    faces = _faces({"a": [1] * 40})
+    bare = [replace(face, category="", activity="", video=-1) for face in faces]
+    for scheme in ("category", "activity", "video", "dirichlet-video"):
+        with pytest.raises(UserError, match=r"expected photos with a \w+, found none among 40"):
+            _part(bare, scheme=scheme)
+    parts = _part([*bare[:-1], faces[-1]], scheme="video", num_clients=4)
+    assert [len(part) for part in parts] == [10] * 4
+
+
+def test_the_setting_knows_every_scheme() -> None:
+    assert get_args(get_type_hints(FederationConfig)["partition"]) == SCHEMES
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[:3])
 def test_real_faces_keep_photos_whole(data_root: Path, scheme: str) -> None:
     faces = list(load("300w", data_root / "300w", "train").annotations)
     parts = _part(faces, scheme=scheme, num_clients=50, skew=0.5)

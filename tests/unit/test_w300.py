@@ -56,13 +56,20 @@ def test_another_number_of_points_is_refused_with_file_and_both_numbers(
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_points_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> None:
     path = _write(tmp_path / "face.pts", "\n".join([f"{value} 3", *_LINES[1:]]))
-    with pytest.raises(UserError, match=r"face\.pts: expected finite coordinates"):
+    with pytest.raises(UserError, match=r"face\.pts: expected two numbers in a line"):
         read_pts(path)
 
 
-def test_a_damaged_point_line_is_refused_and_not_skipped(tmp_path: Path) -> None:
-    path = _write(tmp_path / "face.pts", "\n".join(["12.3 4x.5", *_LINES[1:]]))
-    with pytest.raises(UserError, match="expected 68 points, found 67"):
+@pytest.mark.parametrize("line", ["12.3 4x.5", "12_3 45", "12.3", "٣ 4", "1 2 3", "12.3 4e9"])
+def test_a_damaged_point_line_is_refused_and_not_skipped(tmp_path: Path, line: str) -> None:
+    path = _write(tmp_path / "face.pts", "\n".join([line, *_LINES[1:]]))
+    with pytest.raises(UserError, match=r"expected (two numbers in a line|coordinates within)"):
+        read_pts(path)
+
+
+def test_a_number_broken_in_two_lines_is_refused_though_the_count_is_right(tmp_path: Path) -> None:
+    path = _write(tmp_path / "face.pts", "\n".join(["12.3", "45 67.8", *_LINES[1:]]))
+    with pytest.raises(UserError, match=r"expected two numbers in a line, found '12\.3'"):
         read_pts(path)
 
 
