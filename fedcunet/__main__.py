@@ -2,7 +2,7 @@
 
 import typer
 
-from fedcunet.commands import codecs, data, machine, training
+from fedcunet.commands import codecs, data, export, machine, memory, training
 from fedcunet.commands.errors import run_app
 
 app = typer.Typer(
@@ -14,7 +14,9 @@ app = typer.Typer(
 app.command()(training.train)
 app.command()(training.evaluate)
 app.command()(training.predict)
+app.command()(export.export)
 app.command()(machine.sizes)
+app.command()(memory.memory)
 app.add_typer(data.app, name="data")
 app.command()(codecs.codecs)
 app.command()(codecs.encode)

@@ -30,14 +30,24 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 class ModelConfig:
     """The network."""
 
+    kind: Literal["dunet", "stacked"] = "dunet"  # DU-Net, or stacked U-Nets (hourglasses)
     unets: int = 2  # number of U-Nets, n
-    order: int = 1  # K of the order-K connectivity, 0 to n - 1
+    order: int = 1  # K of a DU-Net's order-K connectivity, 0 to n - 1
     supervisions: int = 0  # number of U-Nets with a head; 0: all of them
+    # regression: Gaussians by squared error; detection: discs by sigmoid cross entropy.
+    supervision: Literal["regression", "detection"] = "regression"
+    iterative: bool = False  # a second pass through the same U-Nets, with heads of its own
+    refined_supervision: Literal["regression", "detection"] = "regression"  # of that pass
 
     def __post_init__(self) -> None:
         check_range("model.unets", self.unets, 1, 64)
-        check_range("model.order", self.order, 0, self.unets - 1)
+        if self.kind == "dunet":
+            check_range("model.order", self.order, 0, self.unets - 1)
         check_range("model.supervisions", self.supervisions, 0, self.unets)
+        if self.refined_supervision != "regression" and not self.iterative:
+            raise UserError(
+                "model.refined-supervision: expected with model.iterative, which is not set"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +56,11 @@ class QuantConfig:
 
     bits: str = "32,32,32"  # inputs, weights, gradients: the paper's I,W,G
     alpha: bool = False
-    input_quantizer: Literal["paper", "ranged"] = "ranged"
+    input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
     input_range: float = 4.0
     gradient_scale: Literal["tensor", "channel"] = "channel"
+    # What waits for the backward pass: float32 maps, or packed codes (quant/storage.py).
+    storage: Literal["float32", "packed"] = "float32"
 
     def __post_init__(self) -> None:
         self.spec()
@@ -76,7 +88,7 @@ class QuantConfig:
 class DataConfig:
     """Which images, and how they are cropped and augmented."""
 
-    name: str = "faces"  # data set: 300w, faces, lsp, lspet
+    name: str = "faces"  # data set: 300w, faces, lsp, lspet, mpii
     root: str = ".fedcunet/data/faces"  # its folder
     train_subset: str = "train"
     test_subset: str = "test"
@@ -156,7 +168,18 @@ class FederationConfig:
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0  # of sgd
     evaluate_every: int = 1  # rounds; the last one is always evaluated
-    partition: Literal["iid", "source", "dirichlet"] = "source"
+    # What the clients' images have in common; `fedcunet data partition` shows it.
+    partition: Literal[
+        "iid",
+        "source",
+        "dirichlet",
+        "category",
+        "activity",
+        "video",
+        "dirichlet-category",
+        "dirichlet-activity",
+        "dirichlet-video",
+    ] = "source"
     partition_alpha: float = 0.5  # concentration of dirichlet
     partition_skew: float = 0.5  # spread of the clients' sizes; 0: equal
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
@@ -193,6 +216,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.quant.storage == "packed" and (self.model.kind != "dunet" or self.model.iterative):
+            raise UserError("quant.storage: expected float32, for packed is of plain DU-Nets only")
 
     @classmethod
     def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":

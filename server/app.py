@@ -24,7 +24,7 @@ from fedcunet.training.evaluation import (
     Evaluation,
     evaluate_mean_shape,
     predict,
-    score,
+    score_crops,
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 from fedcunet.training.schedule import rate_factor
@@ -110,7 +110,7 @@ def serve(
         # In a simulation the clients' state lies on this machine; the run has ended.
         shutil.rmtree(Path(config.federation.state_dir) / token, ignore_errors=True)
     if not summary["rounds_committed"]:
-        raise RunFailure(f"run {out}: no round was committed; the reasons are in metrics.jsonl")
+        raise RunFailure(f"run {out}: no round was committed; {run.first_problem}")
     return summary
 
 
@@ -166,6 +166,7 @@ class _Run:
         self.model: nn.Module = build_network(config, test_data.data.scheme.num_landmarks)
         self._config, self._test_data = config, test_data
         self._recorder, self._display = recorder, display
+        self.first_problem = ""  # why the first client was refused, for a run that fails
         self._last: Evaluation | None = None
         self._predicted_NK2: np.ndarray | None = None
 
@@ -176,14 +177,16 @@ class _Run:
         federation = self._config.federation
         scheme = self._test_data.data.scheme
         evaluation = None
+        refused = next((client for client in clients if client.outcome != "accepted"), None)
+        if refused is not None and not self.first_problem:
+            self.first_problem = f"client {refused.client}: {refused.outcome}: {refused.detail}"
         if line.outcome == "committed":
             set_vector(self.model, state_N)
             self._recorder.checkpoint(self.model, scheme, line.round)
         due = line.round % federation.evaluate_every == 0 or line.round == federation.rounds
         if due:
             self._predicted_NK2 = predict(self.model, self._test_data.crops)
-            target_NK2, labelled_NK = self._test_data.crops.targets()
-            evaluation = score(self._predicted_NK2, target_NK2, labelled_NK, scheme.metric)
+            evaluation = score_crops(self._predicted_NK2, self._test_data.crops, scheme.metric)
             self._last = evaluation
         self._display.round_done(self._recorder.round(line, clients, evaluation))
 

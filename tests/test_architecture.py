@@ -21,6 +21,7 @@ ALLOWED = {
     "quant": {"models", "bits", "errors"},
     "config": {"quant", "codecs", "errors"},
     "layout": {"errors"},
+    "packed": {"bits"},
     "payload": {"layout", "codecs", "bits", "errors"},
     "records": {"payload", "environment", "errors"},
     "aggregation": {"layout"},
@@ -32,10 +33,13 @@ ALLOWED = {
         "metrics",
         "models",
         "layout",
+        "bits",
+        "packed",
         "config",
         "files",
         "errors",
     },
+    "memory": {"config", "quant", "training", "errors"},
 }
 FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
 

@@ -21,6 +21,7 @@ from fedcunet.data import DATASETS, Annotation, load
 from fedcunet.data.crops import Augmentation, Crops
 from fedcunet.data.drawing import contact_sheet, draw_landmarks
 from fedcunet.data.images import read_image
+from fedcunet.data.mpii import OFFICIAL_COUNTS as MPII_COUNTS
 from fedcunet.data.partition import SCHEMES, partition
 from fedcunet.data.w300 import OFFICIAL_COUNTS, SUBSETS
 from fedcunet.errors import RunFailure, UserError
@@ -41,6 +42,7 @@ _PARTS: dict[str, dict[str, int | None]] = {
     "faces": dict.fromkeys(SUBSETS["train"] + SUBSETS["full"]),
     "lsp": {"train": 1000, "test": 1000},
     "lspet": {"all": 10000},
+    "mpii": dict(MPII_COUNTS),
 }
 
 

@@ -17,23 +17,44 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.config import QuantConfig
-from fedcunet.errors import RunFailure, UserError
-from fedcunet.models.dunet import build_meta, convolution_parameters
+from fedcunet.config import RunConfig
+from fedcunet.errors import RunFailure
+from fedcunet.models.dunet import convolution_parameters
 from fedcunet.training.checkpoint import model_bytes
-from fedcunet.training.network import state_tensors
+from fedcunet.training.network import make_network, state_tensors
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Kind of network: dunet, or stacked (hourglasses).")
+]
+OrderOption = Annotated[
+    int | None,
+    typer.Option("--order", help="K of a DU-Net's order-K connectivity.", show_default="1"),
+]
+SupervisionsOption = Annotated[
+    int, typer.Option("--supervisions", help="Number of U-Nets with a head; 0: all.")
+]
+IterativeOption = Annotated[
+    bool, typer.Option("--iterative", help="A second, refined pass through the same U-Nets.")
+]
 
 NEEDED = ("torch", "numpy", "opencv-python-headless", "scipy", "safetensors", "matplotlib")
 FOR_FEDERATION = ("flwr", "ray", "tensorboard", "tomli-w")
 MIN_FREE_BYTES = 2 * 10**9  # disk for made data, caches and a few runs
 
 
+def warn_of_order(model: str, order: int | None) -> None:
+    """Says so on standard error if an order was given for a network that has none."""
+    if model == "stacked" and order is not None:
+        print("--order has no effect with --model stacked", file=sys.stderr)
+
+
 def sizes(
-    model: Annotated[str, typer.Option("--model", help="Kind of network: dunet.")] = "dunet",
+    model: ModelOption = "dunet",
     unets: Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")] = 4,
-    order: Annotated[int, typer.Option("--order", help="K of the order-K connectivity.")] = 1,
+    order: OrderOption = None,
+    supervisions: SupervisionsOption = 0,
+    iterative: IterativeOption = False,
     landmarks: Annotated[int, typer.Option("--landmarks", help="68: faces, 16: MPII.")] = 16,
     bits: Annotated[str, typer.Option("--bits", help="Inputs, weights, gradients.")] = "32,1,32",
     alpha: Annotated[bool, typer.Option("--alpha", help="A scale for each filter.")] = False,
@@ -44,10 +65,20 @@ def sizes(
     No network is stored for it. bytes_packed: quantised weights at their bits, alpha at 16 bits
     a filter, first and last convolutions and BatchNorm at 32 bits.
     """
-    if model != "dunet":
-        raise UserError(f"--model: expected dunet, found '{model}'")
-    network = build_meta(unets, order, landmarks)
-    spec = QuantConfig(bits=bits, alpha=alpha).spec()
+    warn_of_order(model, order)
+    config = RunConfig().replace(
+        model__kind=model,
+        model__unets=unets,
+        model__order=1 if order is None else order,
+        model__supervisions=supervisions,
+        model__iterative=iterative,
+        quant__bits=bits,
+        quant__alpha=alpha,
+    )
+    # Without storage: even the largest network takes no memory.
+    with torch.device("meta"):
+        network = make_network(config.model, landmarks)
+    spec = config.quant.spec()
     state = state_tensors(network)
     result = {
         "conv_parameters": convolution_parameters(network),
@@ -58,7 +89,11 @@ def sizes(
     if as_json:
         print(json.dumps(result))
         return
-    table = Table(title=f"DU-Net({unets}), order {order}, {landmarks} landmarks", box=None)
+    name = f"DU-Net({unets}), order {config.model.order}"
+    if model == "stacked":
+        name = f"{unets} stacked U-Nets"
+    name += ", iterative" if iterative else ""
+    table = Table(title=f"{name}, {landmarks} landmarks", box=None)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("convolution parameters", f"{result['conv_parameters']:,}")

@@ -10,6 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedcunet.commands.machine import (
+    IterativeOption,
+    ModelOption,
+    OrderOption,
+    SupervisionsOption,
+    warn_of_order,
+)
 from fedcunet.config import RunConfig
 from fedcunet.data import Annotation, AnnotationSet, load
 from fedcunet.data.annotations import LandmarkScheme
@@ -40,9 +47,17 @@ def train(
     data: DataOption,
     root: RootOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints and history.")],
-    model: Annotated[str, typer.Option("--model", help="Kind of network: dunet.")] = "dunet",
+    model: ModelOption = "dunet",
     unets: Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")] = 4,
-    order: Annotated[int, typer.Option("--order", help="K of the order-K connectivity.")] = 1,
+    order: OrderOption = None,
+    supervisions: SupervisionsOption = 0,
+    supervision: Annotated[
+        str, typer.Option("--supervision", help="regression, or detection.")
+    ] = "regression",
+    iterative: IterativeOption = False,
+    refined_supervision: Annotated[
+        str, typer.Option("--refined-supervision", help="Of the second pass.")
+    ] = "regression",
     bits: Annotated[
         str, typer.Option("--bits", help="Inputs, weights, gradients: 8,1,8 or 32,32,32.")
     ] = "32,32,32",
@@ -73,12 +88,16 @@ def train(
     Example: fedcunet train --data faces --root .fedcunet/data/faces --unets 2 --size 64
     --epochs 5 --bits 8,1,8 --alpha --learning-rate 1e-3 --out .fedcunet/train
     """
-    if model != "dunet":
-        raise UserError(f"--model: expected dunet, found '{model}'")
+    warn_of_order(model, order)
     config = RunConfig().replace(
         seed=seed,
+        model__kind=model,
         model__unets=unets,
-        model__order=order,
+        model__order=1 if order is None else order,
+        model__supervisions=supervisions,
+        model__supervision=supervision,
+        model__iterative=iterative,
+        model__refined_supervision=refined_supervision,
         quant__bits=bits,
         quant__alpha=alpha,
         quant__input_quantizer=input_quantizer,

@@ -1,4 +1,4 @@
-"""The parts that DU-Net is built from.
+"""The parts that DU-Net is built from, and what all networks here share.
 
 Source: Tang et al., "Quantized Densely Connected U-Nets for Efficient Landmark Localization",
 ECCV 2018, section 3 (arXiv 1808.02194).
@@ -7,10 +7,52 @@ Shapes: B batch, C channels, H W the resolution of the map.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fedcunet.errors import UserError
+
+DEPTH = 4  # top-down blocks, and bottom-up blocks, of a U-Net
+SIDE_MULTIPLE = 64  # the stem divides a side by 4, the U-Net by 2 ** DEPTH
+
+# What a head learns: `regression`, Gaussians by squared error, or `detection`, discs by sigmoid
+# cross entropy; a detection head puts out logits.
+Supervision = Literal["regression", "detection"]
+
+
+def supervised_unets(num_unets: int, num_supervisions: int) -> tuple[int, ...]:
+    """Indices of the U-Nets that carry a head: spread evenly, the last one always among them."""
+    return tuple((i + 1) * num_unets // num_supervisions - 1 for i in range(num_supervisions))
+
+
+def checked_supervised(
+    num_unets: int, num_landmarks: int, num_supervisions: int | None
+) -> tuple[int, ...]:
+    """`supervised_unets` of a network, all of its U-Nets where the number is None.
+
+    Raises:
+        UserError: if one of the three is outside its range.
+    """
+    if num_unets < 1:
+        raise UserError(f"number of U-Nets: expected at least 1, found {num_unets}")
+    if num_landmarks < 1:
+        raise UserError(f"number of landmarks: expected at least 1, found {num_landmarks}")
+    supervisions = num_unets if num_supervisions is None else num_supervisions
+    if not 1 <= supervisions <= num_unets:
+        raise UserError(f"number of supervisions: expected 1 to {num_unets}, found {supervisions}")
+    return supervised_unets(num_unets, supervisions)
+
+
+def check_sides(image_B3HW: Tensor) -> None:
+    """Raises UserError if the sides of the image are not multiples of 64."""
+    height, width = image_B3HW.shape[-2:]
+    if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
+        raise UserError(
+            f"input size: expected multiples of {SIDE_MULTIPLE}, found {height}x{width}"
+        )
 
 
 class PreActivation(nn.Module):

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcunet.errors import UserError
-from fedcunet.models.blocks import PreActivation, SemanticBlock, Stem
-
-DEPTH = 4  # top-down blocks, and bottom-up blocks, of a U-Net
-SIDE_MULTIPLE = 64  # the stem divides a side by 4, the U-Net by 2 ** DEPTH
-
-
-def supervised_unets(num_unets: int, num_supervisions: int) -> tuple[int, ...]:
-    """Indices of the U-Nets that carry a head: spread evenly, the last one always among them."""
-    return tuple((i + 1) * num_unets // num_supervisions - 1 for i in range(num_supervisions))
+from fedcunet.models.blocks import (
+    DEPTH,
+    PreActivation,
+    SemanticBlock,
+    Stem,
+    Supervision,
+    check_sides,
+    checked_supervised,
+)
 
 
 class DUNet(nn.Module):
@@ -30,8 +30,12 @@ class DUNet(nn.Module):
             links across, n - 1 the fully dense network.
         num_landmarks: heatmaps put out by every head.
         num_supervisions: number of U-Nets with a head, 1 to n; all of them where None.
+        supervision: what the heads learn.
         width: channels between blocks (paper: 128).
         growth: new features a block makes (paper: 32).
+
+    Attributes:
+        supervisions: of each heatmap of the output.
 
     Raises:
         UserError: if a value is outside its range.
@@ -44,26 +48,20 @@ class DUNet(nn.Module):
         num_landmarks: int,
         *,
         num_supervisions: int | None = None,
+        supervision: Supervision = "regression",
         width: int = 128,
         growth: int = 32,
     ) -> None:
         super().__init__()
-        if num_unets < 1:
-            raise UserError(f"number of U-Nets: expected at least 1, found {num_unets}")
+        self.supervised = checked_supervised(num_unets, num_landmarks, num_supervisions)
         if not 0 <= order < num_unets:
             raise UserError(
                 f"order of a DU-Net with {num_unets} U-Nets: expected 0 to {num_unets - 1}, "
                 f"found {order}"
             )
-        if num_landmarks < 1:
-            raise UserError(f"number of landmarks: expected at least 1, found {num_landmarks}")
-        supervisions = num_unets if num_supervisions is None else num_supervisions
-        if not 1 <= supervisions <= num_unets:
-            raise UserError(
-                f"number of supervisions: expected 1 to {num_unets}, found {supervisions}"
-            )
         self.num_unets, self.order, self.num_landmarks = num_unets, order, num_landmarks
-        self.supervised = supervised_unets(num_unets, supervisions)
+        self.width = width
+        self.supervisions: tuple[Supervision, ...] = (supervision,) * len(self.supervised)
         self.stem = Stem(width)
         self.unets = nn.ModuleList(
             UNet(links=min(i, order), width=width, growth=growth) for i in range(num_unets)
@@ -72,8 +70,12 @@ class DUNet(nn.Module):
         self.links = nn.ModuleList(
             PreActivation(width + min(i, order) * width, width) for i in range(1, num_unets)
         )
-        self.heads = nn.ModuleDict(
-            {str(i): PreActivation(width, num_landmarks) for i in self.supervised}
+        self.heads = self.make_heads(supervision)
+
+    def make_heads(self, supervision: Supervision) -> nn.ModuleDict:
+        """A group of heads, one for each supervised U-Net; they are the same for both kinds."""
+        return nn.ModuleDict(
+            {str(i): PreActivation(self.width, self.num_landmarks) for i in self.supervised}
         )
 
     def forward(self, image_B3SS: Tensor) -> list[Tensor]:
@@ -82,12 +84,18 @@ class DUNet(nn.Module):
         Raises:
             UserError: if the sides of the image are not multiples of 64.
         """
-        height, width = image_B3SS.shape[-2:]
-        if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
-            raise UserError(
-                f"input size: expected multiples of {SIDE_MULTIPLE}, found {height}x{width}"
-            )
-        output_BCHW: Tensor = self.stem(image_B3SS)
+        check_sides(image_B3SS)
+        return self.run_unets(self.stem(image_B3SS), self.heads)[0]
+
+    def run_unets(
+        self, output_BCHW: Tensor, heads: nn.ModuleDict
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The heatmaps of `heads`, and the inputs of all U-Nets.
+
+        Args:
+            output_BCHW: the input of the first U-Net.
+            heads: a group of `make_heads`.
+        """
         inputs: list[Tensor] = [output_BCHW]
         features: list[list[Tensor]] = []
         heatmaps: list[Tensor] = []
@@ -98,9 +106,9 @@ class DUNet(nn.Module):
             linked_features = features[len(features) - min(i, self.order) :]
             output_BCHW, new_features = unet(inputs[-1], linked_features)
             features.append(new_features)
-            if str(i) in self.heads:
-                heatmaps.append(self.heads[str(i)](output_BCHW))
-        return heatmaps
+            if str(i) in heads:
+                heatmaps.append(heads[str(i)](output_BCHW))
+        return heatmaps, inputs
 
     def end_layers(self) -> tuple[str, ...]:
         """Names of the first and last convolutions, which are never quantised (section 4)."""

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcunet.errors import UserError
+from fedcunet.models.blocks import Stem
 from fedcunet.quant.functions import QuantiseGradient, QuantiseInput, QuantiseWeight
-
-FULL = 32  # bits of what is not quantised
+from fedcunet.quant.sources import FULL as FULL
+from fedcunet.quant.sources import QuantiseSource, QuantStem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,14 +19,16 @@ class QuantSpec:
     """Bit widths of a training step, in the paper's notation I-W-G, and how they are applied.
 
     The defaults of the last three are what learned best on real faces; `paper` and `tensor` are
-    the paper's literal forms.
+    the paper's literal forms. `source` quantises the feature maps where they are produced instead
+    of the inputs of the convolutions (`sources.py`).
     """
 
     input_bits: int = FULL  # inputs of the convolutions, 2 to 16, or 32
     weight_bits: int = FULL  # 1 (BW), 2 (TW), or 32
     gradient_bits: int = FULL  # gradients of the activations between layers, 2 to 16, or 32
     alpha: bool = False  # scale per filter (BW-alpha)
-    input_quantizer: Literal["paper", "ranged"] = "ranged"  # range [-1, 1], or `input_range`
+    # Range [-1, 1]; `input_range`; or no fixed range, on outputs in place of inputs.
+    input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
     input_range: float = 4.0  # a power of two: the range of `ranged`
     gradient_scale: Literal["tensor", "channel"] = "channel"  # channel: a sample and channel each
 
@@ -40,9 +43,10 @@ class QuantSpec:
             )
         if self.alpha and self.weight_bits == FULL:
             raise UserError("alpha: expected with weights at 1 or 2 bits, found weights at 32 bits")
-        if self.input_quantizer not in ("paper", "ranged"):
+        if self.input_quantizer not in ("paper", "ranged", "source"):
             raise UserError(
-                f"input quantizer: expected 'paper' or 'ranged', found '{self.input_quantizer}'"
+                f"input quantizer: expected 'paper', 'ranged' or 'source', "
+                f"found '{self.input_quantizer}'"
             )
         if self.gradient_scale not in ("tensor", "channel"):
             raise UserError(
@@ -52,6 +56,11 @@ class QuantSpec:
             raise UserError(
                 f"input range: expected a power of two from 1/256 to 256, found {self.input_range}"
             )
+
+    @property
+    def source_bits(self) -> int:
+        """Bits of the feature maps where they are produced: 32 unless `source` is chosen."""
+        return self.input_bits if self.input_quantizer == "source" else FULL
 
     @property
     def name(self) -> str:
@@ -109,7 +118,7 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         spec = self.spec
         weight = self.weight
-        if spec.input_bits != FULL:
+        if spec.input_bits != FULL and spec.source_bits == FULL:
             input_range = 1.0 if spec.input_quantizer == "paper" else spec.input_range
             x_BCHW = _apply(QuantiseInput, x_BCHW, spec.input_bits, input_range)
         if spec.weight_bits != FULL:
@@ -119,6 +128,8 @@ class QuantConv2d(nn.Conv2d):
             generator = self.rounding.generator(y_BCHW.device)
             per_channel = spec.gradient_scale == "channel"
             y_BCHW = _apply(QuantiseGradient, y_BCHW, spec.gradient_bits, per_channel, generator)
+        if spec.source_bits != FULL:
+            y_BCHW = _apply(QuantiseSource, y_BCHW, spec.source_bits)
         return y_BCHW
 
 
@@ -141,6 +152,12 @@ def quantise_network(model: nn.Module, spec: QuantSpec) -> nn.Module:
             parent, _, attribute = name.rpartition(".")
             quantised = QuantConv2d.from_float(module, spec, rounding)
             setattr(model.get_submodule(parent), attribute, quantised)
+    if spec.source_bits != FULL:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Stem):
+                parent, _, attribute = name.rpartition(".")
+                stem = QuantStem.from_float(module, spec.source_bits)
+                setattr(model.get_submodule(parent), attribute, stem)
     return model
 
 

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedcunet.config import RunConfig
-from fedcunet.data import FACE68, LSP14, LandmarkScheme
+from fedcunet.data import SCHEMES, LandmarkScheme
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.training.network import build_network, state_tensors
+from fedcunet.training.packed import is_packed, read_packed, unpack_network
 
 FORMAT = "fedcunet.checkpoint.v1"
-SCHEMES = {scheme.name: scheme for scheme in (FACE68, LSP14)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file of `save_checkpoint`. Raises UserError with one line if it is none."""
+    """Reads a file of `save_checkpoint`, or a packed network; UserError if it is neither."""
+    if is_packed(path):
+        where = f"packed network {path}"
+        unpacked = unpack_network(read_packed(path, where), where)
+        return Checkpoint(
+            model=unpacked.model,
+            config=unpacked.config,
+            scheme=unpacked.scheme,
+            facts=unpacked.facts,
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

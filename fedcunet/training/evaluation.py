@@ -12,6 +12,7 @@ from fedcunet.data.annotations import AnnotationSet
 from fedcunet.data.crops import Crops
 from fedcunet.data.heatmaps import decode_heatmaps
 from fedcunet.training.local import STRIDE
+from fedcunet.training.losses import supervisions_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,7 @@ class Evaluation:
     per_landmark_K: np.ndarray  # NME, or share of correct landmarks, of each landmark
     auc: float | None  # of the NME below 8 %, faces only
     failure_percent: float | None  # share of images with NME above 8 %, faces only
+    joint_mean_percent: float | None = None  # people: plain mean of the joints' own shares
 
 
 @torch.no_grad()
@@ -43,7 +45,10 @@ def predict_batches(
         indices = range(start, min(start + batch_size, len(crops)))
         batch = crops.batch(indices)
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
-        points_BK2 = decode_heatmaps(model(images_B3HW)[-1].float(), stride=STRIDE)
+        heatmap_BKHW = model(images_B3HW)[-1].float()
+        if supervisions_of(model)[-1] == "detection":
+            heatmap_BKHW = heatmap_BKHW.sigmoid()
+        points_BK2 = decode_heatmaps(heatmap_BKHW, stride=STRIDE)
         yield indices, points_BK2.cpu().numpy().astype(np.float64), batch.to_image_B23
     model.train(was_training)
 
@@ -61,12 +66,25 @@ def predict(
 
 
 def score(
-    predicted_NK2: np.ndarray, target_NK2: np.ndarray, labelled_NK: np.ndarray, metric: str
+    predicted_NK2: np.ndarray,
+    target_NK2: np.ndarray,
+    labelled_NK: np.ndarray,
+    metric: str,
+    head_size_N: np.ndarray | None = None,
 ) -> Evaluation:
-    """The metric of the data set: `nme` (inter-ocular) or `pck` (0.2 of the torso).
+    """The metric of the data set: `nme` (inter-ocular), `pck` (0.2 of the torso) or `pckh`.
 
-    All coordinates of an image are in one frame; the metrics do not depend on its scale. Images
-    of people without a torso are left out of PCK.
+    All coordinates of an image are in one frame; the metrics do not depend on its scale. People
+    without a torso are left out of PCK, people without a head size out of PCKh@0.5, which `pckh`
+    is: in percent its mean over joint instances (MPII toolkit, HRNet), and as `joint_mean_percent`
+    the mean over joints (pytorch-pose, the paper's code).
+
+    Args:
+        predicted_NK2: predictions.
+        target_NK2: ground truth.
+        labelled_NK: bool.
+        metric: as in the landmark scheme.
+        head_size_N: needed by `pckh`, in the pixels of the points.
     """
     if metric == "nme":
         nme_N = metrics.nme_per_image(predicted_NK2, target_NK2)
@@ -80,20 +98,35 @@ def score(
             auc=metrics.auc(nme_N),
             failure_percent=metrics.failure_percent(nme_N),
         )
-    rates = metrics.pck(predicted_NK2, target_NK2, labelled_NK)
-    torso_N1 = np.linalg.norm(target_NK2[:, 9] - target_NK2[:, 2], axis=1)[:, None]
+    if metric == "pckh":
+        if head_size_N is None:
+            raise ValueError("pckh: expected the head sizes of all people, found none")
+        known_N = np.isfinite(head_size_N) & (head_size_N > 0)
+        labelled_NK = labelled_NK & known_N[:, None]
+        rates = metrics.pckh(predicted_NK2, target_NK2, labelled_NK, head_size_N)
+        length_N1 = head_size_N[:, None]
+    else:
+        rates = metrics.pck(predicted_NK2, target_NK2, labelled_NK)
+        length_N1 = np.linalg.norm(target_NK2[:, 9] - target_NK2[:, 2], axis=1)[:, None]
     distance_NK = np.linalg.norm(predicted_NK2 - target_NK2, axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share_NK = np.where(labelled_NK, distance_NK / torso_N1, 0.0)
+        share_NK = np.where(labelled_NK, distance_NK / length_N1, 0.0)
         error_N = 100 * share_NK.sum(axis=1) / labelled_NK.sum(axis=1)
     return Evaluation(
-        metric_name="pck_percent",
+        metric_name=f"{metric}_percent",
         percent=rates.weighted,
         error_N=error_N,
         per_landmark_K=np.asarray(rates.per_joint),
         auc=None,
         failure_percent=None,
+        joint_mean_percent=rates.joint_mean,
     )
+
+
+def score_crops(predicted_NK2: np.ndarray, crops: Crops, metric: str) -> Evaluation:
+    """`score` of predictions in the pixels of the plain crops."""
+    target_NK2, labelled_NK = crops.targets()
+    return score(predicted_NK2, target_NK2, labelled_NK, metric, crops.head_sizes())
 
 
 def evaluate(
@@ -105,15 +138,14 @@ def evaluate(
 ) -> Evaluation:
     """The accuracy of `model` on the plain crops of `test_set`."""
     predicted_NK2 = predict(model, crops, progress=progress)
-    target_NK2, labelled_NK = crops.targets()
-    return score(predicted_NK2, target_NK2, labelled_NK, test_set.scheme.metric)
+    return score_crops(predicted_NK2, crops, test_set.scheme.metric)
 
 
 def evaluate_mean_shape(train_crops: Crops, test_set: AnnotationSet, crops: Crops) -> Evaluation:
     """The accuracy of predicting the mean training shape in every crop: what a blind guess has."""
-    target_NK2, labelled_NK = crops.targets()
-    guess_NK2 = np.broadcast_to(mean_shape(train_crops), target_NK2.shape)
-    return score(guess_NK2, target_NK2, labelled_NK, test_set.scheme.metric)
+    shape_K2 = mean_shape(train_crops)
+    guess_NK2 = np.broadcast_to(shape_K2, (len(crops), *shape_K2.shape))
+    return score_crops(guess_NK2, crops, test_set.scheme.metric)
 
 
 def mean_shape(train_crops: Crops) -> np.ndarray:

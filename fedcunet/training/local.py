@@ -13,10 +13,9 @@ from torch import nn
 
 from fedcunet.config import DataConfig
 from fedcunet.data.crops import Augmentation, Crops, CropSubset
-from fedcunet.data.heatmaps import gaussian_heatmaps
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
-from fedcunet.training.losses import regression_loss
+from fedcunet.training.losses import make_targets, supervised_loss, supervisions_of
 
 STRIDE = 4  # crop pixels of a heatmap pixel
 
@@ -85,7 +84,7 @@ def train_pass(
         optimizer: over the model's parameters; its learning rate is used as it stands.
         batch_size: examples of a step.
         num_epochs: may be a fraction; at least one step is made.
-        sigma: of the target Gaussians in heatmap pixels.
+        sigma: of the target Gaussians in heatmap pixels; it sets the discs' radius too.
         augmentation: None for the plain crops.
         seed: integers that identify this pass, such as (seed, round, client).
         progress: called after each step with steps done, steps in all, and the step's loss.
@@ -98,6 +97,7 @@ def train_pass(
     seed_rounding(model, int(generator.integers(2**63)))
     device = next(model.parameters()).device
     latent = quantised_weights(model)
+    supervisions = supervisions_of(model)
     wanted = max(1, round(num_epochs * len(crops)))
     order: list[int] = []
     while len(order) < wanted:
@@ -108,14 +108,16 @@ def train_pass(
     for step, indices in enumerate(plan, start=1):
         batch = crops.batch(indices, augmentation=augmentation, generator=generator)
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
-        target_BKSS = gaussian_heatmaps(
+        labelled_BK = batch.labelled_BK.to(device)
+        targets = make_targets(
+            supervisions,
             batch.points_BK2.to(device),
-            batch.labelled_BK.to(device),
+            labelled_BK,
             side=images_B3HW.shape[-1] // STRIDE,
             stride=STRIDE,
             sigma=sigma,
         )
-        loss = regression_loss(model(images_B3HW), target_BKSS, batch.labelled_BK.to(device))
+        loss = supervised_loss(model(images_B3HW), supervisions, targets, labelled_BK)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -4,27 +4,49 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedcunet.config import RunConfig
+from fedcunet.config import ModelConfig, RunConfig
 from fedcunet.layout import Layout
-from fedcunet.models import DUNet
+from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant.layers import quantise_network
+from fedcunet.quant.storage import StoredDUNet
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
+
+
+def make_network(model: ModelConfig, num_landmarks: int) -> nn.Module:
+    """The network in float, its weights drawn from torch's generator and on its default device."""
+    network: DUNet | StackedHourglass
+    if model.kind == "stacked":
+        network = StackedHourglass(
+            model.unets,
+            num_landmarks,
+            num_supervisions=model.supervisions or None,
+            supervision=model.supervision,
+        )
+    else:
+        network = DUNet(
+            model.unets,
+            model.order,
+            num_landmarks,
+            num_supervisions=model.supervisions or None,
+            supervision=model.supervision,
+        )
+    if model.iterative:
+        return IterativeRefinement(network, model.refined_supervision)
+    return network
 
 
 def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
     """The setting's network with weights that follow from its seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = DUNet(
-            config.model.unets,
-            config.model.order,
-            num_landmarks,
-            num_supervisions=config.model.supervisions or None,
-        )
+        model = make_network(config.model, num_landmarks)
     quantise_network(model, config.quant.spec())
     # The layout in which oneDNN and cuDNN convolve fastest; values do not change.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.quant.storage == "packed":
+        assert isinstance(model, DUNet), "the setting has checked this"
+        return StoredDUNet.from_plain(model)
     return model
 
 

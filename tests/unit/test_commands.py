@@ -166,7 +166,7 @@ WRONG = {
     "bits 33": (f"{TRAIN} --root {{r}} --bits 8,1,33", "gradient bits: expected 2 to 16"),
     "weights at 3 bits": (f"{TRAIN} --root {{r}} --bits 8,3,8", "weight bits: expected 1"),
     "unknown data set": ("fedcunet train --data coco --root {r} --out {r}/o", "coco"),
-    "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "expected dunet, found 'vgg'"),
+    "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "of dunet, stacked, found 'vgg'"),
     "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
     "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
     "no checkpoint": (

@@ -1,0 +1,45 @@
+"""BatchNorm over a whole batch whose values come by in pieces. C channels."""
+
+import torch
+from torch import Tensor, nn
+
+from fedcunet.errors import UserError
+
+Gradients = dict[nn.Parameter, Tensor]
+
+
+def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
+    """BatchNorm's running statistics after a batch with `count` values a channel."""
+    if count == 1:
+        raise UserError("training: BatchNorm needs more than one value a channel: a larger batch")
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        raise UserError("packed storage: expected BatchNorm with running statistics and momentum")
+    norm.running_mean.lerp_(mean_C, norm.momentum)
+    norm.running_var.lerp_(variance_C * (count / (count - 1)), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+
+
+class Normaliser:
+    """BatchNorm over a batch as alpha * x + shift, and its backward pass.
+
+    The gradient of x is alpha * dz + by_value * x + constant.
+    """
+
+    def __init__(
+        self, norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int
+    ) -> None:
+        self.norm, self.mean_C, self.count = norm, mean_C, count
+        self.inverse_C = torch.rsqrt(variance_C + norm.eps)
+        self.alpha_C = norm.weight.detach() * self.inverse_C
+        self.shift_C = norm.bias.detach() - mean_C * self.alpha_C
+        self.sum_dz_C = torch.zeros_like(mean_C)
+        self.sum_dz_x_C = torch.zeros_like(mean_C)
+
+    def coefficients(self, gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """by_value_C and constant_C, after the sums; puts in the gradients of the parameters."""
+        gradient_gamma_C = self.inverse_C * (self.sum_dz_x_C - self.mean_C * self.sum_dz_C)
+        gradients[self.norm.weight] = gradient_gamma_C
+        gradients[self.norm.bias] = self.sum_dz_C
+        by_value_C = -self.alpha_C * self.inverse_C * gradient_gamma_C / self.count
+        return by_value_C, -self.alpha_C * self.sum_dz_C / self.count - by_value_C * self.mean_C

@@ -1,0 +1,115 @@
+"""Measured memory: the allocator's figures by hand, a step's figures in their places."""
+
+import json
+
+import pytest
+import torch
+
+import fedcunet.__main__ as library
+from fedcunet.config import RunConfig
+from fedcunet.memory import (
+    FORWARD_DONE,
+    TrainingStep,
+    allocator_bytes,
+    compare_with_naive,
+    resident_growth,
+    storage_bytes,
+)
+from fedcunet.models import DUNet
+
+MIB = 2**20
+COST_KEYS = {"peak_bytes", "saved_bytes", "static_bytes", "step_seconds"}
+KEYS = COST_KEYS | {"naive_float32", "peak_ratio", "step_ratio"}
+SMALL = RunConfig().replace(
+    model__unets=1, model__order=0, data__size=64, training__batch_size=2, quant__bits="8,1,8"
+)
+PACKED = SMALL.replace(quant__storage="packed", quant__input_quantizer="source")
+
+
+def test_allocator_bytes_are_those_that_were_asked_for() -> None:
+    before = torch.empty(MIB, dtype=torch.uint8)
+
+    def run(mark: object) -> None:
+        nonlocal before
+        first = torch.empty(3 * MIB, dtype=torch.uint8)
+        second = torch.empty(5 * MIB, dtype=torch.uint8)
+        del first
+        mark(FORWARD_DONE)
+        del second
+        del before
+
+    found = allocator_bytes(run)
+    assert found["peak"] == 8 * MIB
+    assert found[FORWARD_DONE] == 5 * MIB
+
+
+def test_storages_are_counted_once() -> None:
+    tensor = torch.zeros(6, 5)
+    assert storage_bytes([tensor, tensor.t(), tensor[2:4], torch.zeros(1)]) == 4 * 31
+
+
+def test_static_bytes_are_parameters_buffers_optimiser_and_batch() -> None:
+    step = TrainingStep(SMALL, num_landmarks=2)
+    model = DUNet(1, 0, 2)
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    batch = 4 * (2 * 3 * 64 * 64 + 2 * 2 * 16 * 16) + 2 * 2
+    assert step.static_bytes() == parameters + buffers + batch
+    step()
+    # RMSprop keeps one value for each weight, and a step count for each tensor.
+    counts = 4 * len(list(model.parameters()))
+    assert step.static_bytes() == 2 * parameters + counts + buffers + batch
+
+
+def test_the_trained_steps_are_steps() -> None:
+    step = TrainingStep(PACKED, num_landmarks=2)
+    losses = [step() for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_packed_storage_saves_and_fake_quantisation_does_not() -> None:
+    packed = compare_with_naive(PACKED, 2, repeats=1)
+    fake = TrainingStep(SMALL, 2)
+    fake_peak = allocator_bytes(fake)["peak"] + fake.static_bytes()
+    naive = packed["naive_float32"]
+    assert packed.keys() == KEYS
+    assert naive.keys() == COST_KEYS
+    assert packed["saved_bytes"] < 0.1 * naive["saved_bytes"]
+    assert packed["static_bytes"] == naive["static_bytes"]
+    assert packed["peak_ratio"] == packed["peak_bytes"] / naive["peak_bytes"] < 0.8
+    assert fake_peak > naive["peak_bytes"]
+
+
+def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
+    growth = resident_growth(PACKED, 2)
+    # At least the optimiser's state and the gradients, which every step has.
+    gradients = sum(parameter.nbytes for parameter in DUNet(1, 0, 2).parameters())
+    assert 2 * gradients < growth < 2 * gradients + 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--storage", "packed", "--alpha", "--json"], 0),
+        (["--storage", "frugal"], 2),
+        (["--bits", "8,1"], 2),
+        (["--storage", "packed", "--iterative"], 2),
+    ],
+)
+def test_command_prints_one_json_value_or_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+) -> None:
+    sizes = ["--unets", "1", "--order", "0", "--size", "64", "--batch", "2", "--repeats", "1"]
+    monkeypatch.setattr("sys.argv", ["fedcunet", "memory", *sizes, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        library.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == code
+    if code == 0:
+        assert json.loads(out).keys() == KEYS
+    else:
+        assert out == ""
+        assert len(err.strip().splitlines()) == 1
