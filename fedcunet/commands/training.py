@@ -63,11 +63,16 @@ def train(
     ] = "32,32,32",
     alpha: Annotated[bool, typer.Option("--alpha", help="Scale binary filters.")] = False,
     input_quantizer: Annotated[
-        str, typer.Option("--input-quantizer", help="ranged, or the paper's literal form: paper.")
+        str,
+        typer.Option("--input-quantizer", help="ranged, source, or paper (its literal form)."),
     ] = "ranged",
     gradient_scale: Annotated[
         str, typer.Option("--gradient-scale", help="A scale a channel, or a tensor.")
     ] = "channel",
+    storage: Annotated[
+        str,
+        typer.Option("--storage", help="Saved activations: float32, or packed (DU-Net)."),
+    ] = "float32",
     size: Annotated[int, typer.Option("--size", help="Side of the crops, n x 64.")] = 256,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the data.")] = 100,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a step.")] = 16,
@@ -102,6 +107,7 @@ def train(
         quant__alpha=alpha,
         quant__input_quantizer=input_quantizer,
         quant__gradient_scale=gradient_scale,
+        quant__storage=storage,
         data__name=data,
         data__root=root,
         data__size=size,
