@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f8;--card:#fff;--ink:#1a1f26;--muted:#59636e;--line:#e2e5e9;
@@ -165,18 +162,3 @@ def facts(items: Sequence[tuple[str, str]]) -> str:
     """Terms and what they mean, both text."""
     cells = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items)
     return f'<dl class="facts card">{cells}</dl>'
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        # mkstemp makes the file for its owner only.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

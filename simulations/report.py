@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from simulations import comparison, curves, page, sections, units
 from simulations.run_folder import RunFolder, read_run_folder
 
@@ -86,7 +87,8 @@ def _write(path: Path, render: Callable[[int], str]) -> Path:
         text = render(num_pictures)
         if len(text.encode("utf-8", errors="replace")) < _MAX_BYTES:
             break
-    page.write_atomically(path, text)
+    # Text from files may hold what UTF-8 cannot say.
+    write_atomically(path, text.encode(errors="replace"))
     return path
 
 

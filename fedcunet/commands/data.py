@@ -1,16 +1,13 @@
 """The commands `data make|check|show|partition`: what a data set holds and how it is dealt."""
 
 import json as json_module
-import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import typer
 from rich.console import Console
@@ -20,7 +17,7 @@ from rich.table import Table
 from fedcunet.data import DATASETS, Annotation, load
 from fedcunet.data.crops import Augmentation, Crops
 from fedcunet.data.drawing import contact_sheet, draw_landmarks
-from fedcunet.data.images import read_image
+from fedcunet.data.images import read_image, write_image
 from fedcunet.data.mpii import OFFICIAL_COUNTS as MPII_COUNTS
 from fedcunet.data.partition import SCHEMES, partition
 from fedcunet.data.w300 import OFFICIAL_COUNTS, SUBSETS
@@ -124,7 +121,7 @@ def show(
             images_NHW3, batch.points_BK2.numpy(), batch.labelled_BK.numpy(), strict=True
         )
     ]
-    _write_image(out, contact_sheet(pictures))
+    write_image(out, contact_sheet(pictures))
     _say(f"{out}: {len(pictures)} of {len(crops)} crops")
 
 
@@ -241,19 +238,6 @@ def _print_check(result: dict[str, Any]) -> None:
     )
     for line in [*result["problems"], *result["unreadable"]]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _write_image(path: Path, image_HW3: np.ndarray) -> None:
-    """Written beside its place and renamed: half a picture is never seen."""
-    _, data = cv2.imencode(path.suffix.lower(), image_HW3[:, :, ::-1])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.tobytes())
-        os.replace(name, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -44,11 +45,14 @@ def read_image(path: Path) -> np.ndarray:
 def write_image(path: Path, image_HW3: np.ndarray) -> None:
     """Writes uint8 RGB in the format that the suffix names. Raises UserError if it cannot."""
     try:
-        written = cv2.imwrite(str(path), cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR))
+        _, data = cv2.imencode(path.suffix.lower(), image_HW3[:, :, ::-1])
+        write_atomically(path, data.tobytes())
     except cv2.error:
-        written = False
-    if not written:
-        raise UserError(f"{path}: the picture cannot be written")
+        raise UserError(
+            f"{path}: expected a name that ends in .png or .jpg, found '{path.suffix}'"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _ends_early(data: bytes) -> bool:

@@ -168,7 +168,9 @@ def test_more_workers_than_ray_has_room_for_are_refused(shared_ray: None) -> Non
 
 
 SCRIPT = """
-import json, psutil, sys
+import json, psutil, signal, sys
+# A shell that puts its commands into the background has them ignore interrupts, and so us.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from fedcunet.records import train_content
 from flwr.app import Message
 from simulations.ray_grid import RayGrid
