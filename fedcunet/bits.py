@@ -8,7 +8,6 @@ The packed form is one little-endian stream of bits: code i takes the bits i*k t
 bit j of the stream is bit j % 8 of byte j // 8. The last byte is filled up with zeros.
 """
 
-import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,18 +43,21 @@ def sigma(bits: int) -> float:
     return 2.0 ** -(check_bits(bits, low=1, high=MAX_CODE_BITS) - 1)
 
 
-def linear_quantise(values: Array, bits: int) -> Array:
-    """Eq. 6 of the paper: q(x, k) = clip(σ·round(x / σ), -1 + σ, 1 - σ), halves rounded to even.
+def linear_quantise(values: Array, bits: int, *, scale: float = 1.0) -> Array:
+    """Eq. 6 of the paper over [-scale, scale]: q(x / s, k) · s, halves rounded to even.
 
-    The printed formula lost its division; this is the form of WAGE (Wu et al., ICLR 2018,
-    https://arxiv.org/abs/1802.04680, Eq. 6) from which it is taken.
+    q(x, k) = clip(σ·round(x / σ), -1 + σ, 1 - σ). The printed formula lost its division; this is
+    the form of WAGE (Wu et al., ICLR 2018, https://arxiv.org/abs/1802.04680, Eq. 6) from which it
+    is taken.
 
     Args:
         values: Floating point, any shape.
         bits: k, from 2 to 16. At k = 1 the grid would be {0}.
+        scale: s, a power of two; 1 is the paper's literal form.
     """
-    step = sigma(check_bits(bits, low=2, high=MAX_CODE_BITS))
-    return ((values / step).round() * step).clip(-1 + step, 1 - step)
+    step = sigma(check_bits(bits, low=2, high=MAX_CODE_BITS)) * scale
+    # The step is a power of two: multiplying by its inverse is exact.
+    return ((values * (1 / step)).round() * step).clip(step - scale, scale - step)
 
 
 def _select(mask: Any, chosen: Array, other: Array) -> Array:
@@ -73,16 +75,6 @@ def _power_and_mantissa(values: Array) -> tuple[Array, Array]:
     return safe / mantissa, mantissa
 
 
-def power_of_two_scale(max_abs: Array) -> Array:
-    """WAGE's scale s = 2^round(log2 max|x|) (section 3.3.1 there); 1 where the maximum is 0.
-
-    Args:
-        max_abs: Floating point, any shape, values in [0, 2^127).
-    """
-    power, mantissa = _power_and_mantissa(max_abs)
-    return _select(mantissa >= math.sqrt(0.5), power, power / 2)
-
-
 def covering_scale(max_abs: Array, bits: int) -> Array:
     """The smallest power of two s with max|x| <= s·(1 - σ); 1 where the maximum is 0.
 
@@ -97,27 +89,6 @@ def covering_scale(max_abs: Array, bits: int) -> Array:
     power, mantissa = _power_and_mantissa(max_abs / (1 - step))
     # A mantissa of 0.5 is an exact power of two, one place lower.
     return _select(mantissa > 0.5, power, power / 2)
-
-
-def stochastic_round(
-    values: Array, generator: np.random.Generator | torch.Generator | None
-) -> Array:
-    """Each value rounded up with the probability of its fraction, else down: right on average.
-
-    Args:
-        values: Floating point, any shape.
-        generator: Of numpy for arrays; of torch, on the tensor's device, for tensors.
-    """
-    if isinstance(values, np.ndarray):
-        if not isinstance(generator, np.random.Generator):
-            raise TypeError(f"arrays need a numpy Generator, not {type(generator).__name__}")
-        return round_up_where(values, generator.random(values.shape, dtype=np.float32))
-    if isinstance(generator, np.random.Generator):
-        raise TypeError("tensors need a torch Generator, not numpy's")
-    uniform = torch.rand(
-        values.shape, generator=generator, dtype=torch.float32, device=values.device
-    )
-    return round_up_where(values, uniform)
 
 
 def round_up_where(values: Array, uniform: Array) -> Array:
@@ -207,57 +178,3 @@ def unpack_codes(packed: np.ndarray, *, bits: int, count: int) -> np.ndarray:
             (words & (low_field << np.uint64(width))) << np.uint64(lane - width)
         )
     return words.astype("<u8", copy=False).view(lane_type)[:count]
-
-
-def _torch_groups(bits: int) -> tuple[int, int, list[tuple[int, int, int]]]:
-    """Codes and bytes of the smallest whole group; (code, byte, left shift) for each overlap."""
-    num_codes = 8 // math.gcd(bits, 8)
-    overlaps = [
-        (code, byte, code * bits - 8 * byte)
-        for code in range(num_codes)
-        for byte in range(code * bits // 8, (code * bits + bits - 1) // 8 + 1)
-    ]
-    return num_codes, num_codes * bits // 8, overlaps
-
-
-def pack_tensor(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """As `pack_codes`, for a tensor of any shape on any device: torch.uint8, 1-D.
-
-    Args:
-        codes: torch.uint8 for up to 8 bits, torch.int32 above; values in [0, 2^bits), unchecked,
-            since a check would wait for the device.
-        bits: From 1 to 16.
-    """
-    bits = check_bits(bits, low=1, high=MAX_CODE_BITS)
-    flat = codes.reshape(-1)
-    if bits == 8:
-        return flat.to(torch.uint8)
-    num_codes, num_bytes, overlaps = _torch_groups(bits)
-    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % num_codes)).view(-1, num_codes)
-    packed = torch.zeros(groups.shape[0], num_bytes, dtype=torch.uint8, device=codes.device)
-    for code, byte, shift in overlaps:
-        column = groups[:, code]
-        part = column << shift if shift >= 0 else column >> -shift
-        packed[:, byte] |= part.to(torch.uint8) if bits <= 8 else (part & 255).to(torch.uint8)
-    return packed.view(-1)[: packed_length(flat.numel(), bits)]
-
-
-def unpack_tensor(packed: torch.Tensor, *, bits: int, count: int) -> torch.Tensor:
-    """As `unpack_codes`, for a 1-D torch.uint8 tensor: uint8 for up to 8 bits, else int32."""
-    bits = check_bits(bits, low=1, high=MAX_CODE_BITS)
-    if packed.numel() != packed_length(count, bits):
-        raise ValueError(
-            f"{count} codes of {bits} bits take {packed_length(count, bits)} bytes,"
-            f" not {packed.numel()}"
-        )
-    if bits == 8:
-        return packed.clone()
-    num_codes, num_bytes, overlaps = _torch_groups(bits)
-    dtype = torch.uint8 if bits <= 8 else torch.int32
-    groups = torch.nn.functional.pad(packed, (0, -packed.numel() % num_bytes)).view(-1, num_bytes)
-    groups = groups.to(dtype)
-    codes = torch.zeros(groups.shape[0], num_codes, dtype=dtype, device=packed.device)
-    for code, byte, shift in overlaps:
-        column = groups[:, byte]
-        codes[:, code] |= column >> shift if shift >= 0 else column << -shift
-    return (codes & ((1 << bits) - 1)).view(-1)[:count]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fedcunet.codecs import check_codec_bits, get_codec
+from fedcunet.data.partition import PartitionScheme
 from fedcunet.errors import UserError
 from fedcunet.quant.layers import QuantSpec
 
@@ -169,17 +170,7 @@ class FederationConfig:
     server_momentum: float = 0.0  # of sgd
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     # What the clients' images have in common; `fedcunet data partition` shows it.
-    partition: Literal[
-        "iid",
-        "source",
-        "dirichlet",
-        "category",
-        "activity",
-        "video",
-        "dirichlet-category",
-        "dirichlet-activity",
-        "dirichlet-video",
-    ] = "source"
+    partition: PartitionScheme = "source"
     partition_alpha: float = 0.5  # concentration of dirichlet
     partition_skew: float = 0.5  # spread of the clients' sizes; 0: equal
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles

@@ -17,7 +17,7 @@ from rich.console import Console
 from clients.devices import assign, parse_fleet
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
-from fedcunet.data import load
+from fedcunet.data import DATASETS, load
 from fedcunet.data.partition import partition
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
@@ -122,9 +122,7 @@ SettingArgument = Annotated[Path, typer.Argument(help="Setting file (TOML).", sh
 SettingsArgument = Annotated[
     list[Path], typer.Argument(help="Setting files (TOML), one run each.", show_default=False)
 ]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="Data set: 300w, faces, lsp or lspet.")
-]
+DataOption = Annotated[str | None, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")]
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder of the data set.")]
 ClientsOption = Annotated[int | None, typer.Option("--clients", help="Number of clients.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]

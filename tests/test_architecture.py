@@ -19,7 +19,7 @@ ALLOWED = {
     "metrics": {"errors"},
     "codecs": {"bits", "errors"},
     "quant": {"models", "bits", "errors"},
-    "config": {"quant", "codecs", "errors"},
+    "config": {"data", "quant", "codecs", "errors"},
     "layout": {"errors"},
     "packed": {"bits"},
     "payload": {"layout", "codecs", "bits", "errors"},

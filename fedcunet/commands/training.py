@@ -18,7 +18,7 @@ from fedcunet.commands.machine import (
     warn_of_order,
 )
 from fedcunet.config import RunConfig
-from fedcunet.data import Annotation, AnnotationSet, load
+from fedcunet.data import DATASETS, Annotation, AnnotationSet, load
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops, apply_affine
 from fedcunet.data.drawing import draw_landmarks
@@ -31,7 +31,7 @@ from fedcunet.training.evaluation import evaluate_mean_shape, predict_batches
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
-DataOption = Annotated[str, typer.Option("--data", help="Data set: 300w, faces, lsp or lspet.")]
+DataOption = Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")]
 RootOption = Annotated[str, typer.Option("--root", help="Folder of the data set.")]
 CheckpointOption = Annotated[
     Path, typer.Option("--checkpoint", help="A checkpoint file of this program.")

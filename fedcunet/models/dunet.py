@@ -5,7 +5,6 @@ Source: Tang et al., ECCV 2018, sections 3.1 and 3.2 (arXiv 1808.02194).
 Shapes: B batch, S input side, K landmarks in heatmap_BKHW (H = W = S / 4), C channels.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,9 +160,3 @@ class UNet(nn.Module):
 def convolution_parameters(model: nn.Module) -> int:
     """Number of weights of all convolutions, the figure that the paper's tables give."""
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d))
-
-
-def build_meta(num_unets: int, order: int, num_landmarks: int) -> DUNet:
-    """A DU-Net without storage, for counting: even the largest takes no memory."""
-    with torch.device("meta"):
-        return DUNet(num_unets, order, num_landmarks)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcunet.bits import covering_scale, sigma
+from fedcunet.bits import covering_scale, linear_quantise, sigma
 
 TERNARY_THRESHOLD = 0.7  # delta = 0.7 mean|w| of a filter
 
@@ -75,11 +75,8 @@ class QuantiseInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, bits: int, input_range: float) -> Tensor:
-        step = sigma(bits) * input_range
-        limit = input_range - step
         ctx.save_for_backward(x_BCHW.abs() < input_range)
-        # The step is a power of two: multiplying by its inverse is exact.
-        return x_BCHW.mul(1 / step).round_().mul_(step).clamp_(-limit, limit)
+        return linear_quantise(x_BCHW, bits, scale=input_range)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

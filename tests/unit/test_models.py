@@ -5,7 +5,7 @@ import torch
 
 from fedcunet.errors import UserError
 from fedcunet.models import DUNet, supervised_unets
-from fedcunet.models.dunet import build_meta, convolution_parameters
+from fedcunet.models.dunet import convolution_parameters
 
 # Millions of convolution parameters by (n, landmarks), for K = 0, 1, ...; paper, Table 1, Fig. 4.
 MILLIONS = {
@@ -14,6 +14,12 @@ MILLIONS = {
     (16, 16): [14.322, 15.919],
     (4, 68): [3.609, 3.928],
 }
+
+
+def build_meta(num_unets: int, order: int, num_landmarks: int) -> DUNet:
+    """A DU-Net without storage, for counting."""
+    with torch.device("meta"):
+        return DUNet(num_unets, order, num_landmarks)
 
 
 @pytest.mark.parametrize(("network", "millions"), MILLIONS.items(), ids=str)
