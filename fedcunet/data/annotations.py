@@ -21,7 +21,8 @@ class LandmarkScheme:
     Attributes:
         name: "face68", "lsp14" or "mpii16".
         num_landmarks: K.
-        flip_pairs: pairs of landmarks that change places in a mirrored image.
+        flip_pairs: pairs of landmarks that change places in a mirrored image; the first of each is
+            on the person's right.
         metric: the error measure of the scheme.
         lines: polylines of landmark indices, for drawing.
         crop_factor: side of the crop = longer side of the box times this (boxes of origin "image"
