@@ -7,7 +7,7 @@ configuration holds the same keys, joined by dots (`training.learning-rate`).
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -273,6 +273,32 @@ class RunConfig:
             if value is not None:
                 flat[name.replace("__", ".").replace("_", "-")] = value
         return RunConfig.from_flat(flat, "setting")
+
+    def with_values(self, assignments: Sequence[str]) -> "RunConfig":
+        """The setting with values as typed on a command line: `federation.partition=activity`.
+
+        Args:
+            assignments: `key=value` in the flat form, the value as in TOML; a text needs no quotes.
+
+        Raises:
+            UserError: for what is no assignment, an unknown key or a value that does not fit.
+        """
+        flat = self.flat()
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise UserError(f"--set: expected key=value, found '{assignment}'")
+            flat[key.strip()] = _typed(value.strip())
+        return RunConfig.from_flat(flat, "--set")
+
+
+def _typed(text: str) -> Scalar:
+    """The TOML value that `text` is, or the text itself."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
 
 
 def _nested(section: Any) -> dict[str, Any]:

@@ -127,6 +127,10 @@ RootOption = Annotated[str | None, typer.Option("--root", help="Folder of the da
 ClientsOption = Annotated[int | None, typer.Option("--clients", help="Number of clients.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a value of the setting: federation.partition=activity."),
+]
 EngineOption = Annotated[
     str, typer.Option("--engine", help="ray: worker processes; loopback: this process alone.")
 ]
@@ -155,6 +159,7 @@ def run(
     clients: ClientsOption = None,
     rounds: RoundsOption = None,
     seed: SeedOption = None,
+    values: SetOption = None,
     engine: EngineOption = "ray",
     num_workers: WorkersOption = None,
     num_gpus: GpusOption = 0,
@@ -167,7 +172,7 @@ def run(
 
     Example: python -m simulations run simulations/settings/float32.toml --rounds 5
     """
-    config = _configured(setting, data, root, clients, rounds, seed)
+    config = _configured(setting, data, root, clients, rounds, seed, values)
     chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
     folder = out or _new_folder(setting.stem)
     with ExitStack() as stack, RunDisplay(quiet=quiet) as display:
@@ -186,6 +191,7 @@ def compare(
     clients: ClientsOption = None,
     rounds: RoundsOption = None,
     seed: SeedOption = None,
+    values: SetOption = None,
     engine: EngineOption = "ray",
     num_workers: WorkersOption = None,
     num_gpus: GpusOption = 0,
@@ -202,7 +208,9 @@ def compare(
     names = [setting.stem for setting in settings]
     if len(set(names)) != len(names):
         raise UserError(f"settings: expected different file names, found {', '.join(names)}")
-    configs = [_configured(setting, data, root, clients, rounds, seed) for setting in settings]
+    configs = [
+        _configured(setting, data, root, clients, rounds, seed, values) for setting in settings
+    ]
     folder = out or _new_folder("compare")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"folder {folder}: expected an empty or new folder, found files")
@@ -250,16 +258,21 @@ def _configured(
     clients: int | None,
     rounds: int | None,
     seed: int | None,
+    values: list[str] | None,
 ) -> RunConfig:
     """The setting with the options that were given."""
     if data is not None and root is None:
         raise UserError(f"--data {data}: expected --root DIR beside it, found none")
-    config = RunConfig.from_toml(setting).replace(
-        data__name=data,
-        data__root=root,
-        federation__clients=clients,
-        federation__rounds=rounds,
-        seed=seed,
+    config = (
+        RunConfig.from_toml(setting)
+        .replace(
+            data__name=data,
+            data__root=root,
+            federation__clients=clients,
+            federation__rounds=rounds,
+            seed=seed,
+        )
+        .with_values(values or [])
     )
     _check_partition(config)
     return config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcunet.config import RunConfig
+from fedcunet.config import QuantConfig, RunConfig
 from fedcunet.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +26,29 @@ def test_flat_form_gives_the_setting_back() -> None:
     config = RunConfig().replace(seed=3, quant__bits="8,1,8", training__learning_rate=0.5)
     assert RunConfig.from_flat(config.flat()) == config
     assert config.training.learning_rate == 0.5
+
+
+def test_values_as_typed_on_a_command_line_change_the_setting() -> None:
+    typed = ["federation.partition=activity", "training.batch-size=4", "quant.bits=8,1,8"]
+    config = RunConfig().with_values([*typed, "quant.alpha = true", "training.learning-rate=1e-3"])
+    assert config.federation.partition == "activity"
+    assert config.training.batch_size == 4
+    assert config.quant == QuantConfig(bits="8,1,8", alpha=True)
+    assert config.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("federation.partition", "--set: expected key=value, found 'federation.partition'"),
+        ("federation.partion=iid", "did you mean 'federation.partition'?"),
+        ("training.batch-size=x", "expected a whole number, found 'x'"),
+    ],
+)
+def test_a_wrong_value_on_a_command_line_is_refused(typed: str, said: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        RunConfig().with_values([typed])
+    assert said in str(refusal.value)
 
 
 @pytest.mark.parametrize(
