@@ -114,7 +114,7 @@ def _train_locally(
         batch_size=training.batch_size,
         num_epochs=training.local_epochs,
         sigma=data.sigma,
-        augmentation=augmentation_of(data),
+        augmentation=augmentation_of(data, _dataset(data).scheme),
         seed=(config.seed, round_number, client),
     )
 

@@ -99,7 +99,8 @@ class DataConfig:
     scale: float = 0.25  # augmentation: scale 1 - s to 1 + s
     rotation: float = 30.0  # augmentation: degrees to either side
     colour: float = 0.4  # augmentation: factor 1 - c to 1 + c a channel
-    flip: bool = False  # augmentation: mirror half of the crops
+    # augmentation: mirror half of the crops; the paper mirrors people and not faces.
+    flip: Literal["paper", "always", "never"] = "paper"
     cache_bytes: int = 512 * 2**20  # memory for decoded base crops in one process
 
     def __post_init__(self) -> None:

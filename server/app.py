@@ -121,7 +121,7 @@ def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> 
         config.training.schedule,
         epoch=(round_number - 1) * local_epochs,
         num_epochs=config.federation.rounds * local_epochs,
-        is_face=data.scheme.metric == "nme",
+        is_face=data.scheme.is_face,
     )
 
 

@@ -111,7 +111,7 @@ def show(
     crops = Crops(chosen_set.annotations, scheme, size=size)
     generator = np.random.default_rng(seed)
     chosen = generator.permutation(len(crops))[:count]
-    augmentation = Augmentation(flip=scheme.metric != "nme") if augment else None
+    augmentation = Augmentation(flip=not scheme.is_face) if augment else None
     batch = crops.batch(chosen.tolist(), augmentation=augmentation, generator=generator)
     images_NHW3 = (batch.images_B3HW * 255).round().byte().permute(0, 2, 3, 1).numpy()
     zoom = max(1, round(192 / size))

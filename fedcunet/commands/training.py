@@ -121,8 +121,6 @@ def train(
     )
     train_set = _load(data, root, config.data.train_subset, boxes)
     test_set = _load(data, root, config.data.test_subset, boxes)
-    if train_set.scheme.metric != "nme":
-        config = config.replace(data__flip=True)
     epochs_done: list[Epoch] = []
     console = Console(stderr=True, highlight=False)
     with _progress(console) as progress:

@@ -94,7 +94,7 @@ def train_network(
             training.schedule,
             epoch=epoch - 1,
             num_epochs=training.epochs,
-            is_face=train_set.scheme.metric == "nme",
+            is_face=train_set.scheme.is_face,
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -105,13 +105,13 @@ def train_network(
             batch_size=training.batch_size,
             num_epochs=1,
             sigma=config.data.sigma,
-            augmentation=augmentation_of(config.data),
+            augmentation=augmentation_of(config.data, train_set.scheme),
             seed=(config.seed, epoch),
             progress=_step_reporter(on_step, epoch),
         )
         evaluation = evaluate(model, test_set, test_crops)
         # Errors are better when smaller, shares of correct points when larger.
-        merit = (-1 if train_set.scheme.metric == "nme" else 1) * evaluation.percent
+        merit = (-1 if train_set.scheme.is_face else 1) * evaluation.percent
         is_best = best is None or merit > best
         best = merit if best is None else max(best, merit)
         facts = {"epoch": str(epoch), "percent": repr(evaluation.percent), "best": repr(best)}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedcunet.config import DataConfig
+from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Augmentation, Crops, CropSubset
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
@@ -37,12 +38,12 @@ class LocalResult:
     seconds: float  # wall time of loading and steps
 
 
-def augmentation_of(data: DataConfig) -> Augmentation:
-    """The augmentation of a setting."""
+def augmentation_of(data: DataConfig, scheme: LandmarkScheme) -> Augmentation:
+    """The augmentation of a setting for landmarks of `scheme`."""
     return Augmentation(
         scale=(1 - data.scale, 1 + data.scale),
         rotation_degrees=data.rotation,
-        flip=data.flip,
+        flip=data.flip == "always" or (data.flip == "paper" and not scheme.is_face),
         colour=data.colour,
     )
 

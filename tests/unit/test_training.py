@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedcunet.config import RunConfig
-from fedcunet.data import FACE68, load
+from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.quant.layers import quantised_weights
@@ -102,11 +102,19 @@ def trained(root: Path, seed: tuple[int, ...]) -> tuple[str, float]:
         batch_size=4,
         num_epochs=1.5,
         sigma=1.0,
-        augmentation=augmentation_of(CONFIG.data),
+        augmentation=augmentation_of(CONFIG.data, FACE68),
         seed=seed,
     )
     assert (result.num_examples, result.num_steps) == (9, 2)
     return tensors_sha256(model), result.loss
+
+
+def test_people_are_mirrored_and_faces_are_not_unless_told() -> None:
+    def flips(name: str, scheme: LandmarkScheme) -> bool:
+        return augmentation_of(CONFIG.replace(data__flip=name).data, scheme).flip
+
+    assert [flips(name, MPII16) for name in ("paper", "always", "never")] == [True, True, False]
+    assert [flips(name, FACE68) for name in ("paper", "always", "never")] == [False, True, False]
 
 
 def test_training_follows_from_its_seed_alone(faces: Path) -> None:
