@@ -2,7 +2,7 @@
 
 import typer
 
-from fedcunet.commands import codecs, data, export, machine, memory, training
+from fedcunet.commands import codecs, data, export, machine, memory, paper, training
 from fedcunet.commands.errors import run_app
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(data.app, name="data")
 app.command()(codecs.codecs)
 app.command()(codecs.encode)
 app.command()(codecs.decode)
+app.add_typer(paper.app, name="paper")
 app.command()(machine.checks)
 
 

@@ -1,0 +1,258 @@
+"""The commands `paper table1 ...`: the question of a table, asked anew, beside its figures."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from fedcunet.commands.training import BoxesOption, JsonOption
+from fedcunet.data import DATASETS, AnnotationSet
+from fedcunet.errors import UserError
+from fedcunet.paper.anew import Listener, make_table
+from fedcunet.paper.budget import Budget
+from fedcunet.paper.report import (
+    TextTable,
+    full_size_parameters,
+    number,
+    paper_name,
+    remarks,
+    text_tables,
+)
+from fedcunet.paper.running import RowResult
+from fedcunet.paper.tables import TABLES, Table
+
+app = typer.Typer(
+    help="Ask the question of a table of the paper anew, at a small scale, beside its figures.",
+    no_args_is_help=True,
+)
+DEFAULTS = Budget()
+
+
+def _command(table: Table) -> Callable[..., None]:
+    """The command of one table."""
+
+    def command(
+        data: Annotated[
+            str, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")
+        ] = DEFAULTS.data,
+        root: Annotated[str, typer.Option("--root", help="Its folder.")] = DEFAULTS.root,
+        boxes: BoxesOption = DEFAULTS.boxes,
+        limit_train: Annotated[
+            int, typer.Option("--limit-train", help="Training images, evenly spread; 0: all.")
+        ] = DEFAULTS.limit_train,
+        limit_test: Annotated[
+            int, typer.Option("--limit-test", help="Test images, evenly spread; 0: all.")
+        ] = DEFAULTS.limit_test,
+        size: Annotated[
+            int, typer.Option("--size", help="Side of the crops, n x 64.")
+        ] = DEFAULTS.size,
+        epochs: Annotated[
+            int, typer.Option("--epochs", help="Passes over the training images.")
+        ] = DEFAULTS.epochs,
+        unets: Annotated[
+            int | None,
+            typer.Option(
+                "--unets",
+                help="U-Nets of the smallest network; the others shrink in proportion.",
+                show_default=str(table.small_unets),
+            ),
+        ] = None,
+        max_unets: Annotated[
+            int | None, typer.Option("--max-unets", help="Leave out rows with more U-Nets.")
+        ] = None,
+        batch_size: Annotated[
+            int, typer.Option("--batch-size", help="Examples a step.")
+        ] = DEFAULTS.batch_size,
+        learning_rate: Annotated[
+            float | None,
+            typer.Option(
+                "--learning-rate",
+                help="The first, of all rows.",
+                show_default="2e-3; 4e-3 with weights of 1 or 2 bits",
+            ),
+        ] = None,
+        optimizer: Annotated[
+            str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")
+        ] = DEFAULTS.optimizer,
+        schedule: Annotated[
+            str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
+        ] = DEFAULTS.schedule,
+        input_quantizer: Annotated[
+            str | None,
+            typer.Option(
+                "--input-quantizer",
+                help="paper, ranged or source.",
+                show_default="source with packed storage, else ranged",
+            ),
+        ] = None,
+        storage: Annotated[
+            str,
+            typer.Option("--storage", help="Of rows with low-bit inputs: float32, or packed."),
+        ] = "packed" if table.key == "table5" else "float32",
+        seeds: Annotated[str, typer.Option("--seeds", help="Each row once a seed: 0,1,2")] = "0",
+        threads: Annotated[int, typer.Option("--threads", help="Of torch.")] = DEFAULTS.threads,
+        out: Annotated[
+            Path | None,
+            typer.Option(
+                "--out",
+                help="Folder; a second call goes on from it.",
+                show_default=f".fedcunet/paper/{table.key}",
+            ),
+        ] = None,
+        counts_only: Annotated[
+            bool, typer.Option("--counts-only", help="Only count parameters; train nothing.")
+        ] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        if counts_only:
+            _print_counts([table], as_json)
+            return
+        if input_quantizer is None:
+            input_quantizer = "source" if storage == "packed" else "ranged"
+        budget = Budget(
+            data=data,
+            root=root,
+            boxes=boxes,
+            limit_train=limit_train,
+            limit_test=limit_test,
+            size=size,
+            epochs=epochs,
+            unets=unets,
+            max_unets=max_unets,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            input_quantizer=input_quantizer,
+            storage=storage,
+            seeds=_seeds(seeds),
+            threads=threads,
+        )
+        folder = out or Path(".fedcunet/paper") / table.key
+        with _listener(folder) as listener:
+            report = make_table(
+                table, budget, folder, with_memory=table.key == "table5", listener=listener
+            )
+        _print_report(report, folder, as_json)
+
+    command.__doc__ = (
+        f"{table.source}: {table.question} Trains each network, or takes it up from --out.\n\n"
+        f"Example: fedcunet paper {table.key} --limit-train 240 --epochs 4 --size 64"
+    )
+    return command
+
+
+for _table in TABLES.values():
+    app.command(_table.key)(_command(_table))
+
+
+@app.command()
+def networks(as_json: JsonOption = False) -> None:
+    """Counts the convolution parameters of every network, at the paper's size; trains nothing.
+
+    Example: fedcunet paper networks
+    """
+    _print_counts(list(TABLES.values()), as_json)
+
+
+def _print_counts(tables: list[Table], as_json: bool) -> None:
+    found: list[dict[str, Any]] = [
+        {
+            "table": table.key,
+            "name": paper_name(row),
+            "conv_parameters": full_size_parameters(table, row),
+            "paper_millions": row.parameters_millions,
+        }
+        for table in tables
+        for row in table.rows
+    ]
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for entry in found:
+        own, paper = entry["conv_parameters"] / 1e6, entry["paper_millions"]
+        shown = number(own, 3), number(paper, 1), number(paper and own / paper, 3)
+        rows.append((entry["table"], entry["name"], *shown))
+    columns = ("where", "network", "ours, M", "paper, M", "ours / paper")
+    _print(TextTable(title="Convolution parameters", columns=columns, rows=tuple(rows)))
+
+
+def _print_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    for table in text_tables(report):
+        _print(table)
+        print()
+    console = Console(highlight=False)
+    for line in remarks(report):
+        console.print(line, markup=False)
+    console.print(f"{folder}: table.json, table.md", markup=False, soft_wrap=True)
+
+
+def _print(table: TextTable) -> None:
+    shown = RichTable(title=table.title or None, box=None, padding=(0, 1, 0, 0))
+    for place, column in enumerate(table.columns):
+        words = not any(row[place].lstrip("-")[:1].isdigit() for row in table.rows)
+        shown.add_column(column, justify="left" if place == 0 or words else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    Console(highlight=False).print(shown)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds: expected whole numbers such as 0,1,2, found '{text}'") from None
+
+
+@contextmanager
+def _listener(folder: Path) -> Iterator[Listener]:
+    """Progress on standard error: a bar on a terminal, and a line for each row."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=600,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("loading", total=None)
+
+        def problems(found: AnnotationSet) -> None:
+            for problem in found.problems[:3]:
+                console.print(f"{found.subset}: {problem}", markup=False, soft_wrap=True)
+
+        def step(name: str, epoch: int, loss: float, work: float) -> None:
+            del epoch
+            progress.update(bar, advance=work, description=f"{name} loss {loss:.4f}")
+
+        def row(name: str, result: RowResult, found: bool) -> None:
+            console.print(
+                f"{name}: {result.metric} {result.percent:.2f}, {result.train_seconds:.0f} s, "
+                f"{result.train_images_per_second:.1f} images/s"
+                f"{' (was there)' if found else ''}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+        try:
+            yield Listener(
+                problems=problems,
+                plan=lambda total, done: progress.update(bar, total=total, completed=done),
+                step=step,
+                row=row,
+            )
+        except KeyboardInterrupt:
+            console.print(f"{folder}: the same command goes on from here", markup=False)
+            raise
