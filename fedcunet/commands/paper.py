@@ -1,6 +1,7 @@
 """The commands `paper table1 ...`: the question of a table, asked anew, beside its figures."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,25 @@ from rich.table import Table as RichTable
 from fedcunet.commands.training import BoxesOption, JsonOption
 from fedcunet.data import DATASETS, AnnotationSet
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.paper.anew import Listener, make_table
 from fedcunet.paper.budget import Budget
+from fedcunet.paper.machine import measure_depths, measure_networks
+from fedcunet.paper.pictures import draw_memory, draw_orders
 from fedcunet.paper.report import (
+    METRICS,
     TextTable,
+    depths_table,
     full_size_parameters,
+    markdown_lines,
     number,
     paper_name,
     remarks,
+    sizes_table,
     text_tables,
 )
 from fedcunet.paper.running import RowResult
-from fedcunet.paper.tables import TABLES, Table
+from fedcunet.paper.tables import TABLE6_SOURCE, TABLES, Table
 
 app = typer.Typer(
     help="Ask the question of a table of the paper anew, at a small scale, beside its figures.",
@@ -70,13 +78,8 @@ def _command(table: Table) -> Callable[..., None]:
             int, typer.Option("--batch-size", help="Examples a step.")
         ] = DEFAULTS.batch_size,
         learning_rate: Annotated[
-            float | None,
-            typer.Option(
-                "--learning-rate",
-                help="The first, of all rows.",
-                show_default="2e-3; 4e-3 with weights of 1 or 2 bits",
-            ),
-        ] = None,
+            float, typer.Option("--learning-rate", help="The first, of all rows.")
+        ] = DEFAULTS.learning_rate,
         optimizer: Annotated[
             str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")
         ] = DEFAULTS.optimizer,
@@ -139,6 +142,8 @@ def _command(table: Table) -> Callable[..., None]:
             report = make_table(
                 table, budget, folder, with_memory=table.key == "table5", listener=listener
             )
+        if table.key == "fig4":
+            draw_orders(report, METRICS[report["metric"]], folder / "fig4.png")
         _print_report(report, folder, as_json)
 
     command.__doc__ = (
@@ -159,6 +164,92 @@ def networks(as_json: JsonOption = False) -> None:
     Example: fedcunet paper networks
     """
     _print_counts(list(TABLES.values()), as_json)
+
+
+_SizeOption = Annotated[int, typer.Option("--size", help="Side of the crops, n x 64.")]
+_BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")]
+_ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Of torch.")]
+_OutOption = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+
+
+@app.command()
+def table6(
+    size: _SizeOption = 256,
+    batch_size: _BatchOption = 2,
+    threads: _ThreadsOption = DEFAULTS.threads,
+    max_unets: Annotated[
+        int | None, typer.Option("--max-unets", help="Only count networks with more U-Nets.")
+    ] = None,
+    out: _OutOption = Path(".fedcunet/paper/table6"),
+    as_json: JsonOption = False,
+) -> None:
+    """Table 6, section 4.5: parameters and model size beside the paper's; speed measured here.
+
+    Nothing is trained: the networks are as large as the paper's, and freshly made. packed is the
+    length of the file of `fedcunet export`, with float16 weights where they are not binary.
+
+    Example: fedcunet paper table6 --size 128
+    """
+    rows = measure_networks(
+        size=size, batch_size=batch_size, threads=threads, max_unets=max_unets, tell=_tell
+    )
+    settings = {"size": size, "batch_size": batch_size, "threads": threads}
+    report = {"table": "table6", "source": TABLE6_SOURCE, "budget": settings, "rows": rows}
+    notes = [
+        f"times: {size}x{size}, batch {batch_size}, {threads} thread; the paper gives none",
+        "the paper's MB are MiB by its own figures (15.9 M parameters and BatchNorm: 62.6)",
+    ]
+    _finish(report, sizes_table(rows), notes, out, as_json)
+
+
+@app.command()
+def fig5(
+    max_unets: Annotated[int, typer.Option("--max-unets", min=3, help="From 2 to this many.")] = 5,
+    size: _SizeOption = 128,
+    batch_size: _BatchOption = 4,
+    threads: _ThreadsOption = DEFAULTS.threads,
+    out: _OutOption = Path(".fedcunet/paper/fig5"),
+    as_json: JsonOption = False,
+) -> None:
+    """Figure 5, section 4.3: measured training memory by number of U-Nets, naive and recomputing.
+
+    Nothing is trained: one step of each network on a made-up batch, as `fedcunet memory` does.
+
+    Example: fedcunet paper fig5 --max-unets 4 --size 64
+    """
+    found = measure_depths(
+        max_unets=max_unets, size=size, batch_size=batch_size, threads=threads, tell=_tell
+    )
+    settings = {"size": size, "batch_size": batch_size, "threads": threads}
+    report = {"table": "fig5", "source": "Figure 5, section 4.3", "budget": settings, **found}
+    peaks = {name: form["peak_bytes"] for name, form in found["forms"].items()}
+    draw_memory(found["unets"], peaks, out / "fig5.png")
+    notes = [
+        f"order 1, {size}x{size}, batch {batch_size}, {threads} thread; MB: peak of a step",
+        "in naive 9: U-Nets that fit where 9 naive ones do, by the line through these peaks; "
+        "paper: 9 and 16 in 12 GB at 256x256, batch 16",
+    ]
+    _finish(report, depths_table(found), notes, out, as_json)
+
+
+def _tell(what: str) -> None:
+    print(f"measuring {what}", file=sys.stderr)
+
+
+def _finish(
+    report: dict[str, Any], table: TextTable, notes: list[str], out: Path, as_json: bool
+) -> None:
+    """Writes table.json and table.md of what was measured, and prints one of them."""
+    write_atomically(out / "table.json", json.dumps(report, indent=1) + "\n")
+    lines = [f"- {note}" for note in notes]
+    write_atomically(out / "table.md", "\n".join([*markdown_lines(table), *lines]) + "\n")
+    if as_json:
+        print(json.dumps(report))
+        return
+    _print(table)
+    for note in notes:
+        Console(highlight=False).print(note, markup=False)
+    print(f"{out}: table.json, table.md")
 
 
 def _print_counts(tables: list[Table], as_json: bool) -> None:

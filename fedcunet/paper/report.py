@@ -282,8 +282,53 @@ def markdown(report: dict[str, Any]) -> str:
     """The same as a page in Markdown."""
     parts = [f"# {report['source']}", "", report["question"], ""]
     for table in text_tables(report):
-        heads = [column.replace("\n", " ") for column in table.columns]
-        parts += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        parts += [f"| {' | '.join(cells)} |" for cells in table.rows]
-        parts.append("")
+        parts += markdown_lines(table)
     return "\n".join([*parts, *(f"- {line}" for line in remarks(report))]) + "\n"
+
+
+def markdown_lines(table: TextTable) -> list[str]:
+    """The table in Markdown, and an empty line."""
+    heads = [column.replace("\n", " ") for column in table.columns]
+    cells = [f"| {' | '.join(row)} |" for row in table.rows]
+    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *cells, ""]
+
+
+def sizes_table(rows: Sequence[dict[str, Any]]) -> TextTable:
+    """Table 6 as text."""
+    lines = []
+    for row in rows:
+        convolutions, state, packed = (
+            row.get(name) for name in ("conv_parameters", "bytes_float32", "bytes_packed")
+        )
+        train, test = (row.get(f"{part}_seconds_per_image") for part in ("train", "test"))
+        paper = row["paper"]
+        lines.append(
+            (
+                row["name"],
+                number(convolutions and convolutions / 1e6),
+                number(paper["parameters_millions"], 1),
+                number(state and state / 2**20),
+                number(packed and packed / 2**20),
+                number(paper["MB"], 1),
+                number(train),
+                number(test),
+            )
+        )
+    columns = (
+        *("network", "M par.\nours", "M par.\npaper", "float32\nMiB", "packed\nMiB"),
+        *("paper\nMB", "train\ns/image", "test\ns/image"),
+    )
+    return TextTable(title="Table 6, section 4.5", columns=columns, rows=tuple(lines))
+
+
+def depths_table(found: dict[str, Any]) -> TextTable:
+    """Figure 5 as text."""
+    lines = []
+    for name, form in found["forms"].items():
+        peaks = [number(peak / 1e6, 0) for peak in form["peak_bytes"]]
+        fits, paper = form["unets_in_naive_9"], form["paper_unets_in_12_gb"]
+        each = number(form["bytes_a_unet"] / 1e6, 1)
+        lines.append((name, *peaks, each, number(fits, 1), number(paper, 0)))
+    counts = [f"n={count}\nMB" for count in found["unets"]]
+    columns = ("form", *counts, "MB a\nU-Net", "in\nnaive 9", "paper:\nin 12 GB")
+    return TextTable(title="Figure 5, section 4.3", columns=columns, rows=tuple(lines))
