@@ -343,7 +343,10 @@ def _listener(folder: Path) -> Iterator[Listener]:
                 plan=lambda total, done: progress.update(bar, total=total, completed=done),
                 step=step,
                 row=row,
+                memory=lambda name: _tell(f"the training step's memory of {name}"),
             )
         except KeyboardInterrupt:
-            console.print(f"{folder}: the same command goes on from here", markup=False)
+            console.print(
+                f"{folder}: the same command goes on from here", markup=False, soft_wrap=True
+            )
             raise

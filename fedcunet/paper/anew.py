@@ -31,6 +31,7 @@ class Listener:
     plan: Callable[[float, float], None] = lambda total, done: None  # in units of work
     step: Callable[[str, int, float, float], None] = lambda name, epoch, loss, work: None
     row: Callable[[str, RowResult, bool], None] = lambda name, result, found: None
+    memory: Callable[[str], None] = lambda name: None  # before it is measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +87,14 @@ def make_table(
     finished = sum(job.work * images for job in jobs if is_finished(job.out))
     listener.plan(sum(job.work * images for job in jobs), finished)
     results = {job.out: _run(job, sets, table, listener) for job in jobs}
+    num_landmarks = train_set.scheme.num_landmarks
     rows = [
         RowReport(
             plan=replace(plan, config=mine[0].config),
             results=tuple(results[job.out] for job in mine),
-            memory=_memory(mine[0], sets[0].scheme.num_landmarks) if with_memory else None,
+            memory=_memory(mine[0], sets[0].scheme.num_landmarks, listener)
+            if with_memory
+            else None,
         )
         for plan in plans
         if (mine := [job for job in jobs if job.plan is plan])
@@ -163,12 +167,13 @@ def _mean_shape(budget: Budget, sets: tuple[AnnotationSet, AnnotationSet]) -> fl
     return evaluate_mean_shape(train_crops, sets[1], test_crops).percent
 
 
-def _memory(job: _Job, num_landmarks: int) -> dict[str, Any]:
+def _memory(job: _Job, num_landmarks: int, listener: Listener) -> dict[str, Any]:
     """The step's measured cost beside naive float32, kept in the row's folder."""
     path = job.out / MEMORY
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return kept
+    listener.memory(job.plan.name)
     torch.set_num_threads(job.config.training.threads)
     cost = dict(compare_with_naive(job.config, num_landmarks, repeats=1))
     write_atomically(path, json.dumps(cost) + "\n")

@@ -1,5 +1,6 @@
 """Sizes and times of networks, counted and measured."""
 
+import functools
 import time
 
 import torch
@@ -21,6 +22,7 @@ def parameter_counts(network: nn.Module) -> tuple[int, int, int]:
     )
 
 
+@functools.cache
 def counts_of(model: ModelConfig, num_landmarks: int) -> tuple[int, int, int]:
     """`parameter_counts` of a network that takes no memory: no weights are drawn."""
     with torch.device("meta"):
