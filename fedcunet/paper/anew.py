@@ -92,9 +92,7 @@ def make_table(
         RowReport(
             plan=replace(plan, config=mine[0].config),
             results=tuple(results[job.out] for job in mine),
-            memory=_memory(mine[0], sets[0].scheme.num_landmarks, listener)
-            if with_memory
-            else None,
+            memory=_memory(mine[0], num_landmarks, listener) if with_memory else None,
         )
         for plan in plans
         if (mine := [job for job in jobs if job.plan is plan])
@@ -107,9 +105,11 @@ def make_table(
         images=(len(sets[0].annotations), len(sets[1].annotations)),
         mean_shape_percent=_mean_shape(budget, sets),
     )
-    write_atomically(out / "table.json", json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1) + "\n"
+    write_atomically(out / "table.json", text)
     write_atomically(out / "table.md", markdown(report))
-    return report
+    written: dict[str, Any] = json.loads(text)
+    return written
 
 
 def curve_epochs(table: Table, epochs: int) -> tuple[int, ...]:
