@@ -80,7 +80,7 @@ def make_table(
     plans, left_out = make_plans(table, budget)
     train_set, test_set = _load(budget, "train", listener), _load(budget, "test", listener)
     sets = limited(train_set, budget.limit_train), limited(test_set, budget.limit_test)
-    jobs = [_job(plan, seed, out, sets) for plan in plans for seed in budget.seeds]
+    jobs = [_job(plan, seed, out) for plan in plans for seed in budget.seeds]
     for job in jobs:  # before hours are spent
         check_setting(job.out, job.config, sets)
     images = len(sets[0].annotations) * budget.epochs
@@ -120,10 +120,8 @@ def curve_epochs(table: Table, epochs: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(epoch * epochs / papers[-1])) for epoch in papers}))
 
 
-def _job(plan: Plan, seed: int, out: Path, sets: tuple[AnnotationSet, AnnotationSet]) -> _Job:
-    # People are mirrored, faces are not (section 4, "Human Pose Datasets").
-    flip = sets[0].scheme.metric != "nme"
-    config = plan.config.replace(seed=seed, data__flip=flip)
+def _job(plan: Plan, seed: int, out: Path) -> _Job:
+    config = plan.config.replace(seed=seed)
     return _Job(plan=plan, config=config, out=out / plan.row.key / f"seed-{seed}")
 
 
