@@ -26,8 +26,8 @@ from fedcunet import rounds
 from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
-from fedcunet.data.partition import partition
 from fedcunet.errors import UserError
+from fedcunet.partitioners import deal
 from fedcunet.payload import Layout, Rejection, admit, bits_per_parameter, decode_own, pack
 from fedcunet.records import (
     NUM_EXAMPLES_KEY,
@@ -209,14 +209,7 @@ def _crops(data: DataConfig) -> Crops:
 def _parts(
     data: DataConfig, federation: FederationConfig, seed: int, num_parts: int
 ) -> list[np.ndarray]:
-    return partition(
-        _dataset(data).annotations,
-        num_clients=num_parts,
-        scheme=federation.partition,
-        alpha=federation.partition_alpha,
-        skew=federation.partition_skew,
-        seed=seed,
-    )
+    return deal(_dataset(data).annotations, federation, num_clients=num_parts, seed=seed)
 
 
 def _own_crops(config: RunConfig, context: Context) -> CropSubset:

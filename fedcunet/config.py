@@ -13,12 +13,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fedcunet.codecs import check_codec_bits, get_codec
+from fedcunet.data.labels import Label
 from fedcunet.data.partition import PartitionScheme
+from fedcunet.data.sizes import Sizes
 from fedcunet.errors import UserError
 from fedcunet.quant.layers import QuantSpec
 
 Scalar = bool | int | float | str
 Section = TypeVar("Section")
+
+# Partitioners of flwr-datasets, an optional extra: fedcunet/partitioners.py.
+FlowerScheme = Literal[
+    "flwr:DirichletPartitioner",
+    "flwr:PathologicalPartitioner",
+    "flwr:ShardPartitioner",
+    "flwr:LinearPartitioner",
+    "flwr:SquarePartitioner",
+    "flwr:ExponentialPartitioner",
+]
+FLOWER_SCHEMES: tuple[FlowerScheme, ...] = get_args(FlowerScheme)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -171,9 +184,15 @@ class FederationConfig:
     server_momentum: float = 0.0  # of sgd
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     # What the clients' images have in common; `fedcunet data partition` shows it.
-    partition: PartitionScheme = "source"
+    partition: Literal[PartitionScheme, FlowerScheme] = "source"
     partition_alpha: float = 0.5  # concentration of dirichlet
-    partition_skew: float = 0.5  # spread of the clients' sizes; 0: equal
+    partition_sizes: Sizes = "log-normal"  # what the clients' sizes follow; not of flwr: schemes
+    partition_skew: float = 0.5  # spread of log-normal sizes; 0: equal
+    partition_label: Label = "source"  # of flwr: schemes
+    partition_labels_per_client: int = 2  # of flwr:Pathological- and ShardPartitioner
+    # Share of its own images that each client keeps back, by whole photos; the global model is
+    # evaluated on them there, at the rounds that are evaluated. 0: none.
+    validation_fraction: float = 0.0
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
     state_dir: str = ".fedcunet/clients"  # the clients' own state, a file each
 
@@ -192,6 +211,10 @@ class FederationConfig:
         check_range("federation.evaluate-every", self.evaluate_every, 1, 1_000_000)
         check_range("federation.partition-alpha", self.partition_alpha, 1e-3, 1e6)
         check_range("federation.partition-skew", self.partition_skew, 0, 3)
+        check_range(
+            "federation.partition-labels-per-client", self.partition_labels_per_client, 1, 1000
+        )
+        check_range("federation.validation-fraction", self.validation_fraction, 0, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,9 +18,9 @@ from clients.devices import assign, parse_fleet
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS, load
-from fedcunet.data.partition import partition
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
+from fedcunet.partitioners import deal
 from server.app import RUNS_DIR, serve
 from simulations.display import RunDisplay, comparison_table
 from simulations.loopback import LoopbackGrid
@@ -281,14 +281,8 @@ def _configured(
 def _check_partition(config: RunConfig) -> None:
     """Divides the images as the clients will. Raises UserError if they do not suffice."""
     data, federation = config.data, config.federation
-    partition(
-        load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations,
-        num_clients=federation.clients,
-        scheme=federation.partition,
-        alpha=federation.partition_alpha,
-        skew=federation.partition_skew,
-        seed=config.seed,
-    )
+    annotations = load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations
+    deal(annotations, federation, num_clients=federation.clients, seed=config.seed)
 
 
 def _engine(

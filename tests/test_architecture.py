@@ -20,6 +20,7 @@ ALLOWED = {
     "codecs": {"bits", "errors"},
     "quant": {"models", "bits", "errors"},
     "config": {"data", "quant", "codecs", "errors"},
+    "partitioners": {"config", "data", "errors"},
     "layout": {"errors"},
     "packed": {"bits"},
     "payload": {"layout", "codecs", "bits", "errors"},

@@ -27,6 +27,7 @@ class LandmarkScheme:
         lines: polylines of landmark indices, for drawing.
         crop_factor: side of the crop = longer side of the box times this (boxes of origin "image"
             are taken as they are).
+        groups: names of the face's parts or the body's joints, with their landmarks.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LandmarkScheme:
     metric: Literal["nme", "pck", "pckh"]
     lines: tuple[tuple[int, ...], ...]
     crop_factor: float = 1.25
+    groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def is_face(self) -> bool:
@@ -77,6 +79,13 @@ FACE68 = LandmarkScheme(
         (*range(48, 60), 48),
         (*range(60, 68), 60),
     ),
+    groups=(
+        ("jaw", tuple(range(17))),
+        ("brows", tuple(range(17, 27))),
+        ("nose", tuple(range(27, 36))),
+        ("eyes", tuple(range(36, 48))),
+        ("mouth", tuple(range(48, 68))),
+    ),
 )
 
 # Order: right ankle, knee, hip, left hip, knee, ankle, right wrist, elbow, shoulder, left shoulder,
@@ -89,6 +98,15 @@ LSP14 = LandmarkScheme(
     metric="pck",
     lines=((0, 1, 2, 3, 4, 5), (6, 7, 8, 12, 9, 10, 11), (12, 13), (8, 2), (9, 3)),
     crop_factor=1.5,
+    groups=(
+        ("ankles", (0, 5)),
+        ("knees", (1, 4)),
+        ("hips", (2, 3)),
+        ("wrists", (6, 11)),
+        ("elbows", (7, 10)),
+        ("shoulders", (8, 9)),
+        ("head", (12, 13)),
+    ),
 )
 
 # Order: right ankle, knee, hip, left hip, knee, ankle, pelvis, thorax, upper neck, head top, right
@@ -99,6 +117,16 @@ MPII16 = LandmarkScheme(
     flip_pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
     metric="pckh",
     lines=((0, 1, 2, 6, 3, 4, 5), (10, 11, 12, 7, 13, 14, 15), (6, 7, 8, 9)),
+    groups=(
+        ("ankles", (0, 5)),
+        ("knees", (1, 4)),
+        ("hips", (2, 3)),
+        ("wrists", (10, 15)),
+        ("elbows", (11, 14)),
+        ("shoulders", (12, 13)),
+        ("trunk", (6, 7)),
+        ("head", (8, 9)),
+    ),
 )
 
 SCHEMES = {scheme.name: scheme for scheme in (FACE68, LSP14, MPII16)}

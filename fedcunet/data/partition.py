@@ -1,5 +1,6 @@
 """Which client holds which annotations: whole photos, disjoint, everything dealt, deterministic."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
@@ -7,10 +8,11 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from fedcunet.data.annotations import Annotation
+from fedcunet.data.labels import Label, labels_of
+from fedcunet.data.sizes import SIZES, Sizes, client_weights
 from fedcunet.errors import UserError
 
-# What a photo can be told by; federation.partition in fedcunet/config.py has the same names.
-Label = Literal["source", "category", "activity", "video"]
+# "dirichlet" is over the source.
 PartitionScheme = Literal[
     "iid",
     "source",
@@ -21,6 +23,8 @@ PartitionScheme = Literal[
     "dirichlet-category",
     "dirichlet-activity",
     "dirichlet-video",
+    "visibility",
+    "dirichlet-visibility",
 ]
 # In this order: the place of a scheme seeds its draws.
 SCHEMES: tuple[PartitionScheme, ...] = get_args(PartitionScheme)
@@ -34,6 +38,7 @@ def partition(
     alpha: float,
     skew: float,
     seed: int,
+    sizes: Sizes = "log-normal",
 ) -> list[np.ndarray]:
     """Indices of each client's annotations: `num_clients` ascending int64 arrays, none empty.
 
@@ -41,72 +46,108 @@ def partition(
         annotations: all there is to deal; annotations with one `photo` stay together.
         num_clients: number of parts.
         scheme: "iid" deals photos at random. "source", "category" and "activity" (of MPII's
-            people) and "video" give each client photos of one such label only, labels getting
-            clients in proportion to their annotations (with fewer clients than labels, a client
-            gets whole labels). "dirichlet" deals each source, "dirichlet-category" and so on each
-            of those labels, in shares drawn from a Dirichlet distribution over the clients (Li et
-            al., "Federated learning on non-IID data silos", ICDE 2022, section 4.1, with the label
-            in place of the class). Photos without activity are a label of their own; each photo
-            without video is a video of its own.
+            people), "video" and "visibility" (how many ankles and knees are labelled) give each
+            client photos of one such label only, labels getting clients in proportion to their
+            annotations (with fewer clients than labels, a client gets whole labels). A photo of
+            several people has the label of the first. "dirichlet" deals each source,
+            "dirichlet-category" and so on each of those labels, in shares drawn from a Dirichlet
+            distribution over the clients (Li et al., "Federated learning on non-IID data silos",
+            ICDE 2022, section 4.1, with the label in place of the class). Photos without activity
+            are a label of their own; each photo without video is a video of its own.
         alpha: concentration of "dirichlet": small gives clients of one source each, large is iid.
-        skew: sizes are proportional to exp(skew * z), z standard normal: 0 makes them as equal as
-            whole photos allow, 1 spreads them over a factor of about 25 (from 5 % to 95 %).
+        skew: log-normal sizes are proportional to exp(skew * z), z standard normal: 0 makes them
+            as equal as whole photos allow, 1 spreads them over a factor of about 25 (from 5 % to
+            95 %).
         seed: all randomness derives from it.
+        sizes: what the clients' sizes follow; `client_weights` explains the names.
 
     Raises:
         UserError: an argument is out of range, there are fewer photos than clients, or no photo
             has the label.
     """
-    _check(scheme, num_clients, alpha, skew)
-    photos: dict[str, list[int]] = {}
-    for index, annotation in enumerate(annotations):
-        photos.setdefault(annotation.photo, []).append(index)
-    groups = list(photos.values())
-    if len(groups) < num_clients:
-        raise UserError(
-            f"partition: expected at least one photo for each of {num_clients} clients, "
-            f"found {len(groups)} photos"
-        )
+    _check(scheme, num_clients, alpha, skew, sizes)
+    groups = photos_of(annotations, num_clients)
     rng = np.random.default_rng([seed, SCHEMES.index(scheme)])
-    weights = np.exp(skew * rng.standard_normal(num_clients))
+    weights = client_weights(sizes, num_clients, skew, rng)
     size_P = np.array([len(group) for group in groups])
     if scheme == "iid":
         owner_P = _deal(size_P, weights, rng)
     else:
         first_P = [annotations[group[0]] for group in groups]
-        label_P = _label_numbers(first_P, _label_of(scheme))
+        names_P = labels_of(first_P, _label_of(scheme))
+        label_P = np.asarray(np.unique(np.array(names_P), return_inverse=True)[1])
         if scheme.startswith("dirichlet"):
             owner_P = _by_dirichlet(size_P, label_P, weights, alpha, rng)
         else:
             owner_P = _by_label(size_P, label_P, weights, rng)
+    return parts_of(groups, owner_P, num_clients)
+
+
+def photos_of(annotations: Sequence[Annotation], num_clients: int) -> list[list[int]]:
+    """Indices of the annotations of each photo. Raises UserError if clients outnumber photos."""
+    photos: dict[str, list[int]] = {}
+    for index, annotation in enumerate(annotations):
+        photos.setdefault(annotation.photo, []).append(index)
+    if len(photos) < num_clients:
+        raise UserError(
+            f"partition: expected at least one photo for each of {num_clients} clients, "
+            f"found {len(photos)} photos"
+        )
+    return list(photos.values())
+
+
+def parts_of(
+    groups: Sequence[Sequence[int]], owner_P: np.ndarray, num_clients: int
+) -> list[np.ndarray]:
+    """Each client's indices in ascending order, of whole photos with the given owners."""
     parts: list[list[int]] = [[] for _ in range(num_clients)]
     for group, owner in zip(groups, owner_P, strict=True):
         parts[owner].extend(group)
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
+def hold_back(
+    annotations: Sequence[Annotation], part: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A client's part split into what it trains on and what it keeps for validation.
+
+    Photos stay whole. Their order is that of a hash of seed and name, so that a photo does not
+    change sides when another joins the client. Photos are held back while that brings their
+    annotations closer to `fraction` of all; a client of two photos or more holds back one at
+    least and never all of them, one of a single photo none.
+
+    Args:
+        annotations: what the indices of `part` refer to.
+        part: the client's indices.
+        fraction: 0 holds nothing back.
+        seed: of the order.
+
+    Returns:
+        Two ascending int64 arrays.
+    """
+    photos: dict[str, list[int]] = {}
+    for index in part.tolist():
+        photos.setdefault(annotations[index].photo, []).append(index)
+    order = sorted(photos, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    held: list[int] = []
+    if fraction > 0:
+        for name in order[:-1]:
+            if held and len(held) + len(photos[name]) / 2 > fraction * len(part):
+                break
+            held.extend(photos[name])
+    kept = sorted(set(part.tolist()) - set(held))
+    return np.array(kept, dtype=np.int64), np.array(sorted(held), dtype=np.int64)
+
+
 def _label_of(scheme: PartitionScheme) -> Label:
-    label = scheme.removeprefix("dirichlet").removeprefix("-") or "source"
-    return cast(Label, label)
+    return cast(Label, scheme.removeprefix("dirichlet").removeprefix("-") or "source")
 
 
-def _label_numbers(annotations: Sequence[Annotation], label: Label) -> np.ndarray:
-    """The label of each annotation as a number from 0 on, in the labels' order."""
-    names = [getattr(annotation, label) for annotation in annotations]
-    unknown = -1 if label == "video" else ""
-    if all(name == unknown for name in names):
-        raise UserError(f"partition: expected photos with a {label}, found none among {len(names)}")
-    if label == "video":
-        names = [
-            f"{name:09d}" if name != unknown else f"photo {annotation.photo}"
-            for name, annotation in zip(names, annotations, strict=True)
-        ]
-    return np.asarray(np.unique(np.array(names), return_inverse=True)[1])
-
-
-def _check(scheme: str, num_clients: int, alpha: float, skew: float) -> None:
+def _check(scheme: str, num_clients: int, alpha: float, skew: float, sizes: str) -> None:
     if scheme not in SCHEMES:
         raise UserError(f"partition: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
+    if sizes not in SIZES:
+        raise UserError(f"partition sizes: expected one of {', '.join(SIZES)}, found {sizes!r}")
     if num_clients < 1:
         raise UserError(f"partition: expected 1 client or more, found {num_clients}")
     if not (math.isfinite(skew) and 0 <= skew <= 10):

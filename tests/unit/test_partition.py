@@ -1,5 +1,9 @@
 """Partitions: photos whole, nothing lost, nobody empty, the same every time."""
 
+import csv
+import gzip
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +12,13 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
-from fedcunet.config import FederationConfig
+from fedcunet.config import FLOWER_SCHEMES, FederationConfig, RunConfig
 from fedcunet.data import Annotation, load
-from fedcunet.data.partition import SCHEMES, partition
+from fedcunet.data.labels import label_of
+from fedcunet.data.partition import SCHEMES, hold_back, partition
+from fedcunet.data.sizes import MPII_ACTIVITY_QUANTILES, MPII_CATEGORY_COUNTS, client_weights
 from fedcunet.errors import UserError
+from fedcunet.partitioners import deal
 
 
 def _faces(photos_by_source: dict[str, Sequence[int]]) -> list[Annotation]:
@@ -22,8 +29,8 @@ def _faces(photos_by_source: dict[str, Sequence[int]]) -> list[Annotation]:
             faces.extend(
                 Annotation(
                     image=Path(f"{photo}_{k}.jpg"),
-                    points_K2=np.zeros((1, 2)),
-                    labelled_K=np.ones(1, dtype=bool),
+                    points_K2=np.zeros((14, 2)),
+                    labelled_K=np.arange(14) >= photo % 3,  # all, without an ankle, and a knee
                     box_xywh=(0, 0, 1, 1),
                     box_origin="given",
                     source=source,
@@ -130,6 +137,7 @@ def test_small_alpha_separates_sources_and_large_alpha_mixes_them() -> None:
         ({"num_clients": 0}, "expected 1 client or more"),
         ({"scheme": "place"}, "expected one of iid, source, dirichlet, category, activity, video"),
         ({"skew": -0.1}, "skew: expected 0 to 10"),
+        ({"sizes": "equal"}, "sizes: expected one of log-normal, mpii-activities"),
         ({"scheme": "dirichlet", "alpha": 0.0}, "alpha: expected a finite number above 0"),
         ({"scheme": "dirichlet", "alpha": float("nan")}, "alpha: expected a finite number above 0"),
     ],
@@ -173,8 +181,11 @@ def test_with_fewer_clients_than_labels_the_sizes_still_follow_the_skew() -> Non
 
 def test_unknown_labels_are_refused_and_photos_without_video_stand_alone() -> None:
     faces = _faces({"a": [1] * 40})
-    bare = [replace(face, category="", activity="", video=-1) for face in faces]
-    for scheme in ("category", "activity", "video", "dirichlet-video"):
+    bare = [
+        replace(face, category="", activity="", video=-1, labelled_K=np.ones(68, dtype=bool))
+        for face in faces
+    ]
+    for scheme in ("category", "activity", "video", "dirichlet-video", "visibility"):
         with pytest.raises(UserError, match=r"expected photos with a \w+, found none among 40"):
             _part(bare, scheme=scheme)
     parts = _part([*bare[:-1], faces[-1]], scheme="video", num_clients=4)
@@ -182,7 +193,7 @@ def test_unknown_labels_are_refused_and_photos_without_video_stand_alone() -> No
 
 
 def test_the_setting_knows_every_scheme() -> None:
-    assert get_args(get_type_hints(FederationConfig)["partition"]) == SCHEMES
+    assert get_args(get_type_hints(FederationConfig)["partition"]) == SCHEMES + FLOWER_SCHEMES
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[:3])
@@ -191,3 +202,111 @@ def test_real_faces_keep_photos_whole(data_root: Path, scheme: str) -> None:
     parts = _part(faces, scheme=scheme, num_clients=50, skew=0.5)
     photos = [{faces[i].photo for i in part} for part in parts]
     assert sum(map(len, photos)) == len(set().union(*photos))
+
+
+def test_visibility_is_which_of_ankles_and_knees_are_labelled() -> None:
+    faces = _faces({"a": [1] * 420})
+    names = {label_of(face, "visibility") for face in faces}
+    assert names == {"2 ankles, 2 knees", "1 ankles, 2 knees", "1 ankles, 1 knees"}
+    parts = _part(faces, scheme="visibility", num_clients=6)
+    seen = [{label_of(faces[i], "visibility") for i in part} for part in parts]
+    assert [len(labels) for labels in seen] == [1] * 6
+    assert set().union(*seen) == names
+    apart = _part(faces, scheme="dirichlet-visibility", num_clients=6, alpha=0.02)
+    assert np.mean([len({label_of(faces[i], "visibility") for i in p}) for p in apart]) < 2
+
+
+def test_sizes_follow_the_activity_table_of_mpii(seed: int) -> None:
+    weights = client_weights("mpii-activities", 20_000, 0.0, np.random.default_rng(seed))
+    assert 1 <= weights.min() < 1.1
+    assert 270 < weights.max() <= 283
+    quantiles = np.quantile(weights, (0.1, 0.5, 0.9))
+    assert quantiles == pytest.approx((8, 31, 88), rel=0.05)
+    faces = _faces({"a": [1] * 4000})
+    real, equal = (
+        sorted(len(part) for part in _part(faces, num_clients=50, sizes=sizes))
+        for sizes in ("mpii-activities", "log-normal")
+    )
+    assert equal == [80] * 50
+    assert real[-5] / real[5] > 5
+
+
+def test_sizes_follow_the_category_table_of_mpii_exactly_for_20_clients(seed: int) -> None:
+    weights = client_weights("mpii-categories", 20, 0.0, np.random.default_rng(seed))
+    assert sorted(weights, reverse=True) == list(MPII_CATEGORY_COUNTS)
+    assert len(client_weights("mpii-categories", 45, 0.0, np.random.default_rng(seed))) == 45
+
+
+def test_tables_of_sizes_are_those_of_the_real_annotations(data_root: Path) -> None:
+    path = data_root / "annotations" / "mpii" / "mpii_human_pose_17372.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"no table of MPII's activities: {path}")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    categories = Counter(row["Category"] for row in rows if row["Category"] != "[]")
+    assert sorted(categories.values(), reverse=True) == list(MPII_CATEGORY_COUNTS)
+    activities = Counter(row["Activity"] for row in rows)  # no activity counts as one
+    assert len(activities) == 397
+    shares, counts = MPII_ACTIVITY_QUANTILES
+    assert np.quantile(list(activities.values()), shares).round() == pytest.approx(counts, abs=1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
+def test_a_client_keeps_back_whole_photos_that_it_does_not_train_on(fraction: float) -> None:
+    faces = _faces(_MIXED)
+    for part in _part(faces, scheme="dirichlet", num_clients=30, skew=1.0):
+        train, held = hold_back(faces, part, fraction, seed=7)
+        assert sorted([*train, *held]) == part.tolist()
+        assert not {faces[i].photo for i in train} & {faces[i].photo for i in held}
+        photos = len({faces[i].photo for i in part})
+        assert len(train) > 0
+        assert (len(held) > 0) == (fraction > 0 and photos > 1)
+        if photos > 10:
+            assert len(held) == pytest.approx(fraction * len(part), abs=3)
+
+
+def test_what_is_kept_back_follows_from_the_seed_and_the_photos_alone() -> None:
+    faces = _faces({"a": [1] * 200})
+    part = np.arange(200)
+    _, held = hold_back(faces, part, 0.2, seed=7)
+    assert hold_back(faces, part, 0.2, seed=7)[1].tolist() == held.tolist()
+    assert hold_back(faces, part, 0.2, seed=8)[1].tolist() != held.tolist()
+    # A photo that leaves changes sides for few of the others.
+    _, without = hold_back(faces, part[1:], 0.2, seed=7)
+    assert len(set(held) ^ set(without)) <= 2
+
+
+@pytest.mark.parametrize("scheme", FLOWER_SCHEMES)
+def test_flowers_partitioners_deal_whole_photos_and_lose_none(scheme: str, seed: int) -> None:
+    pytest.importorskip("flwr_datasets", reason="flwr-datasets, an optional extra, is not there")
+    faces = _faces(_MIXED)
+    num_clients = 5 if "Exponential" in scheme else 9
+    setting = RunConfig().replace(federation__partition=scheme).federation
+    parts = deal(faces, setting, num_clients=num_clients, seed=seed)
+    assert sorted(np.concatenate(parts)) == list(range(len(faces)))
+    assert all(len(part) for part in parts)
+    photos = [{faces[i].photo for i in part} for part in parts]
+    assert sum(map(len, photos)) == len(set().union(*photos))
+    again = deal(faces, setting, num_clients=num_clients, seed=seed)
+    assert [part.tolist() for part in parts] == [part.tolist() for part in again]
+    other = deal(faces, setting, num_clients=num_clients, seed=seed + 1)
+    assert [part.tolist() for part in parts] != [part.tolist() for part in other]
+    if "Pathological" in scheme:
+        assert max(len({faces[i].source for i in part}) for part in parts) == 2
+    if "Square" in scheme:
+        assert len(parts[-1]) > 5 * len(parts[2])
+
+
+def test_flowers_partitioners_that_cannot_deal_say_so(seed: int) -> None:
+    pytest.importorskip("flwr_datasets", reason="flwr-datasets, an optional extra, is not there")
+    setting = RunConfig().replace(federation__partition="flwr:ExponentialPartitioner").federation
+    with pytest.raises(UserError, match="ExponentialPartitioner: cannot deal 440 photos to 40"):
+        deal(_faces(_MIXED), setting, num_clients=40, seed=seed)
+
+
+def test_without_flwr_datasets_its_schemes_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    setting = RunConfig().replace(federation__partition="flwr:LinearPartitioner").federation
+    with pytest.raises(UserError, match=r"pip install 'fedcunet\[partitioners\]'"):
+        deal(_faces({"a": [1] * 20}), setting, num_clients=2, seed=0)
