@@ -1,4 +1,4 @@
-"""The Flower client app: says who it is, and trains on its own images when it is asked.
+"""The Flower client app: says who it is, trains on its own images and evaluates on others of them.
 
 What to do comes with the message; where the images lie, which part of them is this client's and
 what device it plays comes from the node's own config, or from the run's where the node has none
@@ -11,6 +11,7 @@ import functools
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ from fedcunet import rounds
 from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
+from fedcunet.data.partition import hold_back
 from fedcunet.errors import UserError
 from fedcunet.partitioners import deal
 from fedcunet.payload import Layout, Rejection, admit, bits_per_parameter, decode_own, pack
@@ -33,9 +35,11 @@ from fedcunet.records import (
     NUM_EXAMPLES_KEY,
     ConfigScalar,
     description_content,
-    read_train,
+    evaluation_content,
+    read_model,
     update_content,
 )
+from fedcunet.training.evaluation import predict, score
 from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 
@@ -49,8 +53,12 @@ TOKEN_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 def describe(message: Message, context: Context) -> Message:
     """Answers who this node is: its stable id, its number of examples, its device."""
     config = _local_config({}, context)
+    train_part, held_part = _own_parts(config, context)
     content = description_content(
-        _client_id(context), len(_own_crops(config, context)), _device(context)
+        _client_id(context),
+        len(train_part),
+        _device(context),
+        num_validation=len(held_part),
     )
     return Message(content, reply_to=message)
 
@@ -58,42 +66,97 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Trains from the model in the message and answers with the coded difference."""
-    blob, values = read_train(message)
-    config = _local_config(values, context)
-    client, round_number = _client_id(context), int(values[rounds.ROUND])
-    if values[rounds.CLIENT] != client:
-        raise UserError(f"message for client {values[rounds.CLIENT]} reached client {client}")
-    torch.set_num_threads(config.training.threads)
-    cv2.setNumThreads(config.training.threads)
-    crops = _own_crops(config, context)
-    model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
-    received = admit(blob, rounds.model_payload(layout, config.seed, round_number))
-    if isinstance(received, Rejection):
-        raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
-    start_N = received.decode()
-    set_vector(model, start_N)
+    task = _task(message, context)
+    config, values, model = task.config, task.values, task.model
+    crops = CropSubset(_crops(config.data), _own_parts(config, context)[0].tolist())
     result = _train_locally(
-        model, crops, config, float(values[rounds.LEARNING_RATE]), client, round_number
+        model, crops, config, float(values[rounds.LEARNING_RATE]), task.client, task.round
     )
 
     begin = time.perf_counter()
     state = ClientState(
         folder=Path(config.federation.state_dir),
         token=_checked_token(values[rounds.TOKEN]),
-        client=client,
+        client=task.client,
     )
     coded = _encode(
-        get_vector(model) - start_N,
+        get_vector(model) - task.start_N,
         config,
-        layout,
+        task.layout,
         state,
-        round_number,
+        task.round,
         acknowledged_round=int(values[rounds.ACKNOWLEDGED]),
     )
     encode_seconds = time.perf_counter() - begin
-    metrics = _metrics(result, coded, len(blob), layout, config, _device(context))
+    metrics = _metrics(result, coded, task.bytes_down, task.layout, config, _device(context))
     metrics |= {NUM_EXAMPLES_KEY: len(crops), "encode-seconds": encode_seconds}
     return Message(update_content(coded, metrics), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answers with the metric of the model in the message on the images this client keeps back."""
+    task = _task(message, context)
+    data = task.config.data
+    held_part = _own_parts(task.config, context)[1]
+    if not len(held_part):
+        raise UserError("expected images kept back for validation, found none")
+    predicted_NK2 = predict(task.model, CropSubset(_crops(data), held_part.tolist()))
+    target_NK2, labelled_NK, head_size_N = _targets(data)
+    evaluation = score(
+        predicted_NK2,
+        target_NK2[held_part],
+        labelled_NK[held_part],
+        _dataset(data).scheme.metric,
+        head_size_N[held_part],
+    )
+    metrics = {"percent": evaluation.percent, NUM_EXAMPLES_KEY: len(held_part)}
+    return Message(evaluation_content(metrics), reply_to=message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """A train or evaluate message, read and checked."""
+
+    config: RunConfig
+    values: dict[str, ConfigScalar]  # the setting's and the message's own
+    client: int
+    round: int
+    model: nn.Module  # with the message's parameters
+    layout: Layout
+    start_N: np.ndarray  # these parameters
+    bytes_down: int
+
+
+def _task(message: Message, context: Context) -> _Task:
+    """What the message asks for; torch and OpenCV get their threads as it says.
+
+    Raises:
+        UserError: the message is for another client, or its model cannot be used.
+    """
+    blob, values = read_model(message)
+    config = _local_config(values, context)
+    client, round_number = _client_id(context), int(values[rounds.ROUND])
+    if values[rounds.CLIENT] != client:
+        raise UserError(f"message for client {values[rounds.CLIENT]} reached client {client}")
+    torch.set_num_threads(config.training.threads)
+    cv2.setNumThreads(config.training.threads)
+    model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
+    received = admit(blob, rounds.model_payload(layout, config.seed, round_number))
+    if isinstance(received, Rejection):
+        raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
+    start_N = received.decode()
+    set_vector(model, start_N)
+    return _Task(
+        config=config,
+        values=values,
+        client=client,
+        round=round_number,
+        model=model,
+        layout=layout,
+        start_N=start_N,
+        bytes_down=len(blob),
+    )
 
 
 def _train_locally(
@@ -212,14 +275,22 @@ def _parts(
     return deal(_dataset(data).annotations, federation, num_clients=num_parts, seed=seed)
 
 
-def _own_crops(config: RunConfig, context: Context) -> CropSubset:
-    """This client's part of the images; all of them on a machine with data of its own."""
-    crops = _crops(config.data)
-    if "num-partitions" not in context.node_config:
-        return CropSubset(crops, range(len(crops)))
-    num_parts = int(context.node_config["num-partitions"])
-    parts = _parts(config.data, config.federation, config.seed, num_parts)
-    return CropSubset(crops, parts[_client_id(context)].tolist())
+@functools.lru_cache(maxsize=2)
+def _targets(data: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points, flags and head sizes of all the plain crops; needs no image."""
+    crops = _crops(data)
+    return *crops.targets(), crops.head_sizes()
+
+
+def _own_parts(config: RunConfig, context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """This client's images, to train on and kept back; all are on a machine with its own data."""
+    annotations = _dataset(config.data).annotations
+    part = np.arange(len(annotations))
+    if "num-partitions" in context.node_config:
+        num_parts = int(context.node_config["num-partitions"])
+        parts = _parts(config.data, config.federation, config.seed, num_parts)
+        part = parts[_client_id(context)]
+    return hold_back(annotations, part, config.federation.validation_fraction, config.seed)
 
 
 @functools.lru_cache(maxsize=1)

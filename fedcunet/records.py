@@ -35,6 +35,7 @@ ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
 METRICS_KEY = "metrics"
 NUM_EXAMPLES_KEY = "num-examples"
+NUM_VALIDATION_KEY = "num-validation-examples"
 
 # The one array in the record: its name, and how its bytes are to be understood.
 MODEL_NAME = "model"
@@ -67,6 +68,15 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReply:
+    """A well-formed reply to an evaluate message."""
+
+    num_bytes: int  # of its figures and their names
+    num_examples: int
+    metrics: dict[str, int | float]  # finite; without the number of examples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BadReply:
     """Why a reply cannot be used.
 
@@ -85,6 +95,7 @@ class Description:
     node_id: int  # Flower's, for sending only
     client: int  # the stable id: the partition in a simulation
     num_examples: int
+    num_validation: int  # images that it keeps back to evaluate the model on
     device: str  # name of its device profile
 
 
@@ -93,9 +104,18 @@ def describe_content() -> RecordDict:
     return RecordDict({CONFIG_KEY: ConfigRecord({})})
 
 
-def description_content(client: int, num_examples: int, device: str) -> RecordDict:
+def description_content(
+    client: int, num_examples: int, device: str, *, num_validation: int = 0
+) -> RecordDict:
     """Content of the answer to `describe_content`."""
-    record = ConfigRecord({"client": client, NUM_EXAMPLES_KEY: num_examples, "device": device})
+    record = ConfigRecord(
+        {
+            "client": client,
+            NUM_EXAMPLES_KEY: num_examples,
+            NUM_VALIDATION_KEY: num_validation,
+            "device": device,
+        }
+    )
     return RecordDict({CONFIG_KEY: record})
 
 
@@ -111,18 +131,22 @@ def read_description(message: Message) -> Description | BadReply:
             return _bad("malformed-reply", f"client id: found {client!r}, expected 0 to 2^31 - 1")
         if type(count) is not int or not 1 <= count <= MAX_EXAMPLES:
             return _bad("bad-num-examples", f"found {count!r}, expected 1 to {MAX_EXAMPLES}")
+        held_back = record.get(NUM_VALIDATION_KEY, 0)
+        if type(held_back) is not int or not 0 <= held_back <= MAX_EXAMPLES:
+            return _bad("bad-num-examples", f"found {held_back!r}, expected 0 to {MAX_EXAMPLES}")
         return Description(
             node_id=message.metadata.src_node_id,
             client=client,
             num_examples=count,
+            num_validation=held_back,
             device=one_line(str(record.get("device", "")))[:MAX_NAME_LENGTH],
         )
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")
 
 
-def train_content(model_blob: bytes, config: Mapping[str, ConfigScalar]) -> RecordDict:
-    """Content of a train message: the model's bytes and what the client is to do with them."""
+def model_content(model_blob: bytes, config: Mapping[str, ConfigScalar]) -> RecordDict:
+    """Content of a train or evaluate message: the model's bytes and what to do with them."""
     return RecordDict(
         {
             ARRAYS_KEY: _blob_record(MODEL_NAME, MODEL_STYPE, model_blob),
@@ -141,11 +165,16 @@ def update_content(update_blob: bytes, metrics: Mapping[str, int | float]) -> Re
     )
 
 
-def read_train(message: Message) -> tuple[bytes, dict[str, ConfigScalar]]:
-    """The model's bytes and the config of a train message.
+def evaluation_content(metrics: Mapping[str, int | float]) -> RecordDict:
+    """Content of the reply to an evaluate message: `metrics`, `num-examples` among them."""
+    return RecordDict({METRICS_KEY: MetricRecord(dict(metrics))})
+
+
+def read_model(message: Message) -> tuple[bytes, dict[str, ConfigScalar]]:
+    """The model's bytes and the config of a train or evaluate message.
 
     Raises:
-        ValueError: the message is not one of `train_content`; the text says in what.
+        ValueError: the message is not one of `model_content`; the text says in what.
     """
     content = message.content
     _check_keys(content, {ARRAYS_KEY, CONFIG_KEY})
@@ -182,7 +211,40 @@ def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
     blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
-    record = content[METRICS_KEY]
+    figures = _read_metrics(content[METRICS_KEY], max_examples)
+    if isinstance(figures, BadReply):
+        return figures
+    num_examples, metrics = figures
+    return Reply(
+        node_id=message.metadata.src_node_id,
+        blob=blob,
+        num_examples=num_examples,
+        metrics=metrics,
+    )
+
+
+def read_evaluation(message: Message) -> EvaluationReply | BadReply:
+    """The figures in the reply to an evaluate message, or why there are none; never raises."""
+    try:
+        if message.has_error():
+            return _bad("error-reply", f"code {message.error.code}: {message.error.reason}")
+        _check_keys(message.content, {METRICS_KEY})
+        record = message.content[METRICS_KEY]
+        figures = _read_metrics(record, MAX_EXAMPLES)
+        if isinstance(figures, BadReply):
+            return figures
+        num_examples, metrics = figures
+        return EvaluationReply(
+            num_bytes=record.count_bytes(), num_examples=num_examples, metrics=metrics
+        )
+    except Exception as error:
+        return _bad("malformed-reply", f"{type(error).__name__}: {error}")
+
+
+def _read_metrics(
+    record: object, max_examples: int
+) -> tuple[int, dict[str, int | float]] | BadReply:
+    """The number of examples and the other metrics, all of them finite."""
     if not isinstance(record, MetricRecord):
         raise ValueError(f"record '{METRICS_KEY}' is a {type(record).__name__}, not a MetricRecord")
     if len(record) > MAX_METRICS:
@@ -200,12 +262,7 @@ def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
     # A float, even 3.0, is not a count; NaN would pass every comparison that is written badly.
     if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
         return _bad("bad-num-examples", f"found {num_examples!r}, expected 1 to {max_examples}")
-    return Reply(
-        node_id=message.metadata.src_node_id,
-        blob=blob,
-        num_examples=num_examples,
-        metrics=metrics,
-    )
+    return num_examples, metrics
 
 
 def error_reply(message: Message, text: str, *, code: int = CLIENT_APP_RAISED) -> Message:

@@ -19,6 +19,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcunet.aggregation import MeanAccumulator, ServerOptimizer, statistics_mask
+from fedcunet.client_evaluation import ClientEvaluation, ClientScore, judge
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.payload import (
@@ -37,9 +38,10 @@ from fedcunet.records import (
     Description,
     Reply,
     describe_content,
+    model_content,
     read_description,
+    read_evaluation,
     read_update,
-    train_content,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ SERVER = 0  # sender of the model's payload; clients send as their id + 1
 POLL_SECONDS = 0.05
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
 
-# Config keys of a train message beside those of the setting.
+# Config keys of train and evaluate messages beside those of the setting.
 ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN = (
     "round",
     "learning-rate",
@@ -99,8 +101,17 @@ class RoundObserver(Protocol):
     def client_done(self, round_number: int, done: int, total: int) -> None:
         """Called at each reply of a round."""
 
-    def round_done(self, line: RoundLine, clients: list[ClientLine], state_N: np.ndarray) -> None:
-        """Called after a round with the global state, which a committed round has changed."""
+    def round_done(
+        self,
+        line: RoundLine,
+        clients: list[ClientLine],
+        state_N: np.ndarray,
+        evaluation: ClientEvaluation | None,
+    ) -> None:
+        """Called after a round with the global state, which a committed round has changed.
+
+        `evaluation` is the clients' own, None where none was due or none keeps images for it.
+        """
 
 
 @dataclass(kw_only=True, slots=True)
@@ -156,20 +167,80 @@ class Server:
         needed = max(1, math.ceil(config.federation.quorum * wanted))
         reason = round_.aggregate(needed)
         line = round_.line(reason, rate, time.perf_counter() - begin, not guard_fired)
-        self.observer.round_done(line, round_.lines, self.state_N)
+        evaluation = self._evaluate(round_number) if evaluation_due(config, round_number) else None
+        self.observer.round_done(line, round_.lines, self.state_N, evaluation)
+
+    def _evaluate(self, round_number: int) -> ClientEvaluation | None:
+        """Has every client that keeps images for it evaluate the model after a round on them."""
+        asked = [client for client in sorted(self.clients) if self.clients[client].num_validation]
+        if not asked:
+            return None
+        model_blob = pack(self.state_N, model_payload(self.layout, self.config.seed, round_number))
+        messages = []
+        for client in asked:
+            content = model_content(model_blob, self._shared(round_number) | {CLIENT: client})
+            node = self.clients[client].node_id
+            messages.append(Message(content, node, "evaluate", group_id=str(round_number)))
+        replies, _ = collect(
+            self.grid,
+            messages,
+            timeout=self.config.federation.timeout_seconds,
+            on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
+        )
+        return ClientEvaluation(
+            scores=tuple(
+                self._score(
+                    client,
+                    replies.get(self.clients[client].node_id),
+                    round_number,
+                    bytes_down=len(model_blob),
+                )
+                for client in asked
+            )
+        )
+
+    def _score(
+        self, client: int, message: Message | None, round_number: int, *, bytes_down: int
+    ) -> ClientScore:
+        """What became of one client's evaluation."""
+        num_examples, num_bytes, percent = 0, 0, None
+        if message is None:
+            outcome, detail = "no-reply", "nothing came before the wall-clock guard"
+        elif isinstance(reply := read_evaluation(message), BadReply):
+            outcome, detail = reply.reason, reply.detail
+        else:
+            num_examples, num_bytes = reply.num_examples, reply.num_bytes
+            outcome, detail = judge(
+                reply.metrics, num_examples, self.clients[client].num_validation
+            )
+            percent = float(reply.metrics["percent"]) if outcome == "accepted" else None
+        return ClientScore(
+            round=round_number,
+            client=client,
+            outcome=outcome,
+            detail=detail,
+            num_examples=num_examples,
+            percent=percent,
+            bytes_up=num_bytes,
+            bytes_down=bytes_down,
+        )
+
+    def _shared(self, round_number: int) -> dict[str, ConfigScalar]:
+        """What every message of a round carries beside the model."""
+        values: dict[str, ConfigScalar] = {
+            key: value for key, value in self.config.flat().items() if key not in LOCAL_KEYS
+        }
+        return values | {ROUND: round_number, TOKEN: self.token}
 
     def _messages(
         self, model_blob: bytes, selected: list[int], round_number: int, rate: float
     ) -> list[Message]:
-        shared: dict[str, ConfigScalar] = {
-            key: value for key, value in self.config.flat().items() if key not in LOCAL_KEYS
-        }
-        shared |= {ROUND: round_number, LEARNING_RATE: rate, TOKEN: self.token}
+        shared = self._shared(round_number) | {LEARNING_RATE: rate}
         messages = []
         # The largest first: with few workers nobody waits long for the last one.
         for client in sorted(selected, key=lambda one: -self.clients[one].num_examples):
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
-            content = train_content(model_blob, shared | own)
+            content = model_content(model_blob, shared | own)
             node = self.clients[client].node_id
             messages.append(Message(content, node, "train", group_id=str(round_number)))
         return messages
@@ -292,6 +363,12 @@ class _Round:
             learning_rate=rate,
             reproducible=reproducible,
         )
+
+
+def evaluation_due(config: RunConfig, round_number: int) -> bool:
+    """Whether the model is evaluated after a round, by the server and by the clients."""
+    federation = config.federation
+    return round_number % federation.evaluate_every == 0 or round_number == federation.rounds
 
 
 def model_payload(layout: Layout, run_seed: int, round_number: int) -> Expected:

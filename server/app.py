@@ -14,11 +14,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import RunFailure, UserError
-from fedcunet.rounds import ClientLine, RoundLine, Server
+from fedcunet.rounds import ClientLine, RoundLine, Server, evaluation_due
 from fedcunet.training.checkpoint import model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,
@@ -173,8 +174,13 @@ class _Run:
     def client_done(self, round_number: int, done: int, total: int) -> None:
         self._display.client_done(round_number, done, total)
 
-    def round_done(self, line: RoundLine, clients: list[ClientLine], state_N: np.ndarray) -> None:
-        federation = self._config.federation
+    def round_done(
+        self,
+        line: RoundLine,
+        clients: list[ClientLine],
+        state_N: np.ndarray,
+        client_evaluation: ClientEvaluation | None,
+    ) -> None:
         scheme = self._test_data.data.scheme
         evaluation = None
         refused = next((client for client in clients if client.outcome != "accepted"), None)
@@ -183,12 +189,11 @@ class _Run:
         if line.outcome == "committed":
             set_vector(self.model, state_N)
             self._recorder.checkpoint(self.model, scheme, line.round)
-        due = line.round % federation.evaluate_every == 0 or line.round == federation.rounds
-        if due:
+        if evaluation_due(self._config, line.round):
             self._predicted_NK2 = predict(self.model, self._test_data.crops)
             evaluation = score_crops(self._predicted_NK2, self._test_data.crops, scheme.metric)
             self._last = evaluation
-        self._display.round_done(self._recorder.round(line, clients, evaluation))
+        self._display.round_done(self._recorder.round(line, clients, evaluation, client_evaluation))
 
     def summary(self, name: str, seconds: float) -> dict[str, Any]:
         """The figures of the whole run, and the example pictures beside them."""
@@ -222,6 +227,7 @@ class _Run:
             "replies": dict(recorder.replies),
             "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
             "seconds": seconds,
+            **recorder.client_figures,
             "checkpoint_sha256": tensors_sha256(self.model),
             "setting": self._config.flat(),
         }

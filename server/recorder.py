@@ -1,9 +1,11 @@
 """The run folder: everything that a run leaves behind, written as it goes.
 
 `config.toml`, `metrics.jsonl` (a line a round), `clients.jsonl` (a line a reply), `checkpoint/`,
-`tensorboard/`, `summary.json`, `examples.npz` (pictures with predicted points for the report).
+`tensorboard/`, `summary.json`, `examples.npz` (pictures with predicted points for the report); with
+a validation fraction also `client_evaluations.jsonl` (a line for each client's own evaluation).
 """
 
+import dataclasses
 import json
 import logging
 from collections import Counter
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
@@ -50,13 +53,19 @@ class RunRecorder:
         self.totals: Counter[str] = Counter()
         self.replies: Counter[str] = Counter()
         self.device_seconds = 0.0
+        # Of the clients' own evaluations: the last one's figures, the bytes of all.
+        self.client_figures: dict[str, Any] = {}
         self._config = config
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
         text = tomli_w.dumps(config.nested())
         write_atomically(folder / "config.toml", text)
 
     def round(
-        self, line: RoundLine, clients: Iterable[ClientLine], evaluation: Evaluation | None
+        self,
+        line: RoundLine,
+        clients: Iterable[ClientLine],
+        evaluation: Evaluation | None,
+        client_evaluation: ClientEvaluation | None,
     ) -> dict[str, Any]:
         """Appends the lines of a round; returns the round's, as in `metrics.jsonl`."""
         metrics: dict[str, Any] = {
@@ -75,6 +84,8 @@ class RunRecorder:
             "learning_rate": line.learning_rate,
             "reproducible": line.reproducible,
         }
+        if client_evaluation is not None and evaluation is not None:
+            metrics |= self._client_evaluation(client_evaluation, evaluation)
         self._append("metrics.jsonl", [metrics])
         self._append("clients.jsonl", [_client_object(client) for client in clients])
         self.totals[line.outcome] += 1
@@ -89,11 +100,28 @@ class RunRecorder:
             "bytes/down": line.bytes_down,
             "clients/accepted": line.replies.get("accepted", 0),
             "evaluation/percent": evaluation.percent if evaluation else None,
+            "evaluation/client_mean_percent": metrics.get("client_mean_percent"),
+            "evaluation/client_worst_percent": metrics.get("client_worst_percent"),
         }
         for name, value in scalars.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, line.round)  # type: ignore[no-untyped-call]
         return metrics
+
+    def _client_evaluation(
+        self, client_evaluation: ClientEvaluation, evaluation: Evaluation
+    ) -> dict[str, Any]:
+        """Notes the clients' own evaluation; returns its figures."""
+        scores = [dataclasses.asdict(score) for score in client_evaluation.scores]
+        self._append("client_evaluations.jsonl", scores)
+        lower_is_better = evaluation.metric_name == "nme_percent"
+        figures = client_evaluation.figures(lower_is_better=lower_is_better)
+        before = self.client_figures
+        self.client_figures = figures | {
+            key: before.get(key, 0) + figures[key]
+            for key in ("evaluation_bytes_up", "evaluation_bytes_down")
+        }
+        return figures
 
     def checkpoint(self, model: nn.Module, scheme: LandmarkScheme, round_number: int) -> None:
         """Replaces the checkpoint by the global model after `round_number`."""

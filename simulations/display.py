@@ -41,6 +41,7 @@ class _Run:
     clients_total: int = 0
     replies: Counter[str] = field(default_factory=Counter)
     scores: list[tuple[int, float]] = field(default_factory=list)
+    client_figures: str = ""  # of the clients' own last evaluation
     bytes_up: float | None = None
     bytes_down: float | None = None
     round_started: float = 0.0
@@ -154,6 +155,7 @@ class RunDisplay:
         score = units.number(line.get("metric"))
         if score is not None:
             run.scores.append((run.round, score))
+        run.client_figures = units.client_figures(line) or run.client_figures
         replies = line.get("replies")
         counts = dict(replies) if isinstance(replies, Mapping) else {}
         counts.setdefault("accepted", units.whole(line.get("accepted")))
@@ -208,6 +210,8 @@ def _round_text(run: _Run, line: Mapping[str, Any], counts: Mapping[str, int], n
     if score is not None and best is not None:
         label = units.metric_label(run.metric_name)
         parts.append(f"{label} {units.percent(score)} (best {units.percent(best[1])})")
+    if own := units.client_figures(line):
+        parts.append(f"clients' own {own}")
     parts.append(f"{units.size(run.bytes_up)} up {units.size(run.bytes_down)} down a client")
     parts.append(f"{units.clock(now - run.started)} elapsed, {_left(run, now)} left")
     return " | ".join(parts)
@@ -232,6 +236,8 @@ def _panel(run: _Run, now: float, console: Console) -> Panel:
     clients = f"{run.clients_done} of {run.clients_total or units.MISSING} done"
     grid.add_row("clients", _bar(run.clients_done, run.clients_total, clients))
     grid.add_row(units.metric_label(run.metric_name), _score(run, console))
+    if run.client_figures:
+        grid.add_row("clients' own", Text(run.client_figures))
     replies = Text.assemble((f"{run.replies['accepted']} accepted", "green"))
     num_rejected = _num_rejected(run.replies)
     replies.append(f"  {num_rejected} rejected", "red" if num_rejected else "dim")

@@ -33,6 +33,12 @@ _HOW = (
         "for every crop: what a model must beat to have learned anything from the pixels.",
     ),
     (
+        "Clients' own",
+        "The same metric of the global model on the images that each client keeps back, evaluated "
+        "there: mean weighted by images, worst client, and spread (standard deviation) over the "
+        "clients. Their bytes are not among those of training.",
+    ),
+    (
         "Bytes",
         "Lengths of the blobs that were sent, everything counted: header, scales, BatchNorm, first "
         "and last layers, padding, checksum. kB and MB are 10³ and 10⁶ bytes.",
@@ -172,6 +178,33 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Device time", units.seconds(summary.get("device_seconds_per_round")), "a mean round"),
         ("Time", units.seconds(summary.get("seconds")), "of this simulation"),
         ("Replies", f"{accepted:,}", f"accepted; {num_rejected:,} rejected"),
+        *_client_tiles(summary),
+    ]
+
+
+def _client_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The clients' own evaluation, where there was one."""
+    if units.number(summary.get("client_mean_percent")) is None:
+        return []
+    label = units.metric_label(units.metric_of(summary)[0])
+    mean, worst, tenth, spread = (
+        units.percent(summary.get(f"client_{name}_percent"))
+        for name in ("mean", "worst", "tenth", "spread")
+    )
+    counts = summary.get("client_evaluations")
+    asked = sum(map(units.whole, counts.values())) if isinstance(counts, Mapping) else 0
+    answered = units.whole(counts.get("accepted")) if isinstance(counts, Mapping) else 0
+    sent = units.size(summary.get("evaluation_bytes_down"))
+    answers = units.size(summary.get("evaluation_bytes_up"))
+    return [
+        (f"Clients' {label}", mean, f"on their own images, mean; spread {spread}"),
+        (f"Worst client's {label}", worst, f"a tenth of the clients is beyond {tenth}"),
+        (
+            "Clients' evaluation",
+            f"{answered:,} of {asked:,}",
+            f"answered at the end; {sent} down and {answers} up in the whole run, "
+            "beside the bytes of training",
+        ),
     ]
 
 

@@ -143,3 +143,15 @@ def _three_digits(amount: float) -> str:
     if abs(amount) < 9.995:
         return f"{amount:.2f}"
     return f"{amount:.1f}" if abs(amount) < 99.95 else f"{amount:.0f}"
+
+
+def client_figures(values: Mapping[str, Any]) -> str:
+    """The clients' own evaluation in words; nothing where there was none."""
+    mean = number(values.get("client_mean_percent"))
+    if mean is None:
+        return ""
+    worst, tenth, spread = (
+        percent(number(values.get(f"client_{name}_percent")))
+        for name in ("worst", "tenth", "spread")
+    )
+    return f"{percent(mean)} (worst {worst}, worst tenth {tenth}, spread {spread})"

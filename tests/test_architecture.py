@@ -26,7 +26,17 @@ ALLOWED = {
     "payload": {"layout", "codecs", "bits", "errors"},
     "records": {"payload", "environment", "errors"},
     "aggregation": {"layout"},
-    "rounds": {"records", "payload", "layout", "codecs", "aggregation", "config", "errors"},
+    "client_evaluation": set(),
+    "rounds": {
+        "client_evaluation",
+        "records",
+        "payload",
+        "layout",
+        "codecs",
+        "aggregation",
+        "config",
+        "errors",
+    },
     "training": {
         "quant",
         "data",

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedcunet.records import read_train, update_content
+from fedcunet.records import read_model, update_content
 
 app = ClientApp()
 
@@ -21,7 +21,7 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer, fail, die or dawdle."""
-    model, config = read_train(message)
+    model, config = read_model(message)
     do = config.get("do", "answer")
     if do == "raise":
         raise ValueError("first line\nsecond line")

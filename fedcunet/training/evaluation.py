@@ -9,7 +9,7 @@ from torch import nn
 
 from fedcunet import metrics
 from fedcunet.data.annotations import AnnotationSet
-from fedcunet.data.crops import Crops
+from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.heatmaps import decode_heatmaps
 from fedcunet.training.local import STRIDE
 from fedcunet.training.losses import supervisions_of
@@ -30,7 +30,7 @@ class Evaluation:
 
 @torch.no_grad()
 def predict_batches(
-    model: nn.Module, crops: Crops, *, batch_size: int = 64
+    model: nn.Module, crops: Crops | CropSubset, *, batch_size: int = 64
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Predicts batch by batch, from the last supervised U-Net's heatmaps.
 
@@ -54,7 +54,10 @@ def predict_batches(
 
 
 def predict(
-    model: nn.Module, crops: Crops, *, progress: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    crops: Crops | CropSubset,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Points (N, K, 2) of all crops, float64 in crop pixels."""
     points = []

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fedcunet.errors import RunFailure
-from fedcunet.records import BadReply, Reply, read_update, train_content
+from fedcunet.records import BadReply, Reply, model_content, read_update
 from simulations.loopback import LoopbackGrid
 
 from flwr.app import Message  # isort: skip  (after fedcunet.environment)
@@ -51,7 +51,7 @@ def single(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def ask(node_id: int, blob: bytes = MODEL, **config: Any) -> Message:
     return Message(
-        train_content(blob, config), dst_node_id=node_id, message_type="train", group_id="1"
+        model_content(blob, config), dst_node_id=node_id, message_type="train", group_id="1"
     )
 
 
@@ -171,12 +171,12 @@ SCRIPT = """
 import json, psutil, signal, sys
 # A shell that puts its commands into the background has them ignore interrupts, and so us.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from fedcunet.records import train_content
+from fedcunet.records import model_content
 from flwr.app import Message
 from simulations.ray_grid import RayGrid
 
 def ask(node_id, **config):
-    return Message(train_content(b"", config), dst_node_id=node_id, message_type="train")
+    return Message(model_content(b"", config), dst_node_id=node_id, message_type="train")
 
 try:
     with RayGrid("tests.toy_client_app:app", [{}, {}], {}, num_workers=1) as grid:

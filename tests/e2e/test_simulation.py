@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from fedcunet.config import RunConfig
+from fedcunet.data import load
+from fedcunet.data.partition import hold_back
+from fedcunet.partitioners import deal
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from server.app import NoDisplay, serve
 from simulations.__main__ import Engine
@@ -105,12 +108,61 @@ def test_ray_with_one_and_two_workers_gives_the_model_of_the_loopback(
     setting: RunConfig, tmp_path: Path
 ) -> None:
     # EDEN's arithmetic must not depend on the threads that this process and the workers have.
-    setting = setting.replace(update__codec="eden", update__bits=2)
-    expected = run(setting, tmp_path / "loopback")["checkpoint_sha256"]
+    setting = setting.replace(
+        update__codec="eden", update__bits=2, federation__validation_fraction=0.4
+    )
+    expected = run(setting, tmp_path / "loopback")
+    evaluations = (tmp_path / "loopback" / "client_evaluations.jsonl").read_text()
     for workers in (1, 2):
         found = run(setting, tmp_path / f"ray-{workers}", "ray", workers)
-        assert found["checkpoint_sha256"] == expected
+        assert found["checkpoint_sha256"] == expected["checkpoint_sha256"]
         assert found["replies"] == {"accepted": 6}
+        own = tmp_path / f"ray-{workers}" / "client_evaluations.jsonl"
+        assert own.read_text() == evaluations
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_clients_evaluate_on_images_that_they_keep_back(setting: RunConfig, tmp_path: Path) -> None:
+    before = run(setting, tmp_path / "before")
+    assert not [key for key in before if key.startswith(("client_", "evaluation_"))]
+    out = tmp_path / "run"
+    summary = run(setting.replace(federation__validation_fraction=0.4), out)
+    rounds, scores = _lines(out / "metrics.jsonl"), _lines(out / "client_evaluations.jsonl")
+    clients = _lines(out / "clients.jsonl")
+    assert [line["outcome"] for line in scores] == ["accepted"] * len(scores)
+    assert {score["round"] for score in scores} == {1, 2}
+    # Every face is trained on or evaluated on, none is both.
+    held = sum(score["num_examples"] for score in scores if score["round"] == 1)
+    assert held > 0
+    assert sum(line["num_examples"] for line in clients if line["round"] == 1) == 11 - held
+    last = [score for score in scores if score["round"] == 2]
+    weights = [score["num_examples"] for score in last]
+    mean = np.average([score["percent"] for score in last], weights=weights)
+    assert summary["client_mean_percent"] == rounds[-1]["client_mean_percent"]
+    assert summary["client_mean_percent"] == pytest.approx(mean)
+    assert summary["client_worst_percent"] == max(score["percent"] for score in last)
+    assert summary["evaluation_bytes_down"] == sum(score["bytes_down"] for score in scores)
+    assert summary["evaluation_bytes_up"] == sum(score["bytes_up"] for score in scores) > 0
+    assert summary["bytes_down_per_client_round"] == before["bytes_down_per_client_round"]
+    assert "Worst client" in write_run_report(out).read_text()
+
+
+def test_a_client_that_cannot_evaluate_still_trains(setting: RunConfig, tmp_path: Path) -> None:
+    setting = setting.replace(federation__validation_fraction=0.4, federation__rounds=1)
+    faces = load("300w", setting.data.root, "train").annotations
+    part = deal(faces, setting.federation, num_clients=3, seed=setting.seed)[0]
+    held = hold_back(faces, part, 0.4, setting.seed)[1]
+    faces[held[0]].image.write_bytes(b"no picture")
+    summary = run(setting, tmp_path / "run")
+    assert summary["replies"] == {"accepted": 3}
+    assert summary["client_evaluations"]["error-reply"] == 1
+    assert summary["client_evaluations"]["accepted"] >= 1
+    scores = _lines(tmp_path / "run" / "client_evaluations.jsonl")
+    assert scores[0]["percent"] is None
+    assert faces[held[0]].image.name in scores[0]["detail"]
 
 
 def test_error_feedback_changes_what_is_sent(setting: RunConfig, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from fedcunet import records
 from fedcunet.errors import RunFailure
-from fedcunet.records import BadReply, Reply, read_update, train_content
+from fedcunet.records import BadReply, Reply, model_content, read_update
 from simulations.loopback import LoopbackGrid
 
 from flwr.app import Context, Message  # isort: skip  (after fedcunet.environment)
@@ -21,7 +21,7 @@ def make_grid(num_nodes: int = 3, **options: Any) -> LoopbackGrid:
 
 def ask(node_id: int, blob: bytes = b"model", **config: Any) -> Message:
     return Message(
-        train_content(blob, config), dst_node_id=node_id, message_type="train", group_id="1"
+        model_content(blob, config), dst_node_id=node_id, message_type="train", group_id="1"
     )
 
 
@@ -106,7 +106,7 @@ def test_an_interrupt_in_a_client_ends_the_call() -> None:
 
 
 def test_a_client_cannot_change_what_others_get() -> None:
-    content = train_content(b"model", {"do": "spoil"})
+    content = model_content(b"model", {"do": "spoil"})
     messages = [Message(content, dst_node_id=i, message_type="train") for i in (1, 2)]
     replies = make_grid().send_and_receive(messages)
     assert all(isinstance(read_update(reply), Reply) for reply in replies)
@@ -190,5 +190,5 @@ def test_flowers_own_description_of_the_run_can_be_set() -> None:
     assert grid.run.run_id == 3
     grid.set_run(records.make_run(5))
     assert grid.run.run_id == 5
-    message = grid.create_message(train_content(b"", {}), "train", 1, "1")
+    message = grid.create_message(model_content(b"", {}), "train", 1, "1")
     assert message.metadata.run_id == 3

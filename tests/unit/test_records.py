@@ -11,9 +11,9 @@ from fedcunet.records import (
     BadReply,
     Reply,
     error_reply,
-    read_train,
+    model_content,
+    read_model,
     read_update,
-    train_content,
     update_content,
 )
 
@@ -37,7 +37,7 @@ def server_identity() -> None:
 
 def ask(content: RecordDict | None = None) -> Message:
     """A train message to node 5."""
-    content = train_content(BLOB, {"round": 1}) if content is None else content
+    content = model_content(BLOB, {"round": 1}) if content is None else content
     return Message(content, dst_node_id=5, message_type="train")
 
 
@@ -63,7 +63,7 @@ def metrics(**changes: Any) -> MetricRecord:
 
 def test_a_train_message_comes_out_as_it_went_in() -> None:
     config = {"round": 3, "learning-rate": 0.25, "codec": "eden", "feedback": True}
-    blob, found = read_train(ask(train_content(BLOB, config)))
+    blob, found = read_model(ask(model_content(BLOB, config)))
     assert blob == BLOB
     assert found == config
     assert [type(value) for value in found.values()] == [int, float, str, bool]
@@ -200,13 +200,13 @@ def test_what_is_no_message_at_all_is_malformed(thing: Any) -> None:
             ),
             "expected 'fedcunet.model.v1'",
         ),
-        (train_content(BLOB, {"round": [1, 2]}), "config value 'round' is a list"),  # type: ignore[dict-item]
-        (train_content(BLOB, {"round": b"1"}), "config value 'round' is a bytes"),  # type: ignore[dict-item]
+        (model_content(BLOB, {"round": [1, 2]}), "config value 'round' is a list"),  # type: ignore[dict-item]
+        (model_content(BLOB, {"round": b"1"}), "config value 'round' is a bytes"),  # type: ignore[dict-item]
     ],
 )
 def test_a_client_refuses_what_is_no_train_message(content: RecordDict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        read_train(ask(content))
+        read_model(ask(content))
 
 
 def test_another_identity_ends_with_its_block() -> None:

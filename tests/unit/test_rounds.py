@@ -10,11 +10,12 @@ from flwr.app import Context, Message, RecordDict
 
 from fedcunet import rounds
 from fedcunet.aggregation import statistics_mask
+from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, admit, pack
-from fedcunet.records import description_content, read_train, update_content
+from fedcunet.records import description_content, evaluation_content, read_model, update_content
 from simulations.loopback import LoopbackGrid
 
 LAYOUT = Layout.from_tensors({"a.weight": (40,), "b.bias": (3,)}, fine={"b.bias"})
@@ -33,13 +34,19 @@ class Watcher:
         self.lines: list[rounds.RoundLine] = []
         self.clients: list[rounds.ClientLine] = []
         self.states: list[np.ndarray] = []
+        self.evaluations: list[ClientEvaluation | None] = []
 
     def client_done(self, round_number: int, done: int, total: int) -> None:
         assert 1 <= done <= total
 
     def round_done(
-        self, line: rounds.RoundLine, clients: list[rounds.ClientLine], state_N: np.ndarray
+        self,
+        line: rounds.RoundLine,
+        clients: list[rounds.ClientLine],
+        state_N: np.ndarray,
+        evaluation: ClientEvaluation | None,
     ) -> None:
+        self.evaluations.append(evaluation)
         self.lines.append(line)
         self.clients += clients
         self.states.append(state_N.copy())
@@ -66,7 +73,7 @@ def run(
         if message.metadata.message_type == "query":
             content = description_content(client, EXAMPLES[client], "laptop")
             return Message(content, reply_to=message)
-        blob, values = read_train(message)
+        blob, values = read_model(message)
         number = int(values["round"])
         model = admit(blob, rounds.model_payload(LAYOUT, CONFIG.seed, number))
         assert isinstance(model, Admitted)
@@ -220,7 +227,7 @@ def test_acknowledgements_name_the_last_round_that_was_taken() -> None:
     seen: list[tuple[int, int]] = []
 
     def sometimes(client: int, number: int, model: np.ndarray, message: Message) -> RecordDict:
-        seen.append((number, int(read_train(message)[1]["acknowledged-round"])))
+        seen.append((number, int(read_model(message)[1]["acknowledged-round"])))
         return error() if number == 2 else honest(client, number, model, message)
 
     _, server = run(sometimes, federation__rounds=4)
@@ -230,7 +237,7 @@ def test_acknowledgements_name_the_last_round_that_was_taken() -> None:
 
 def test_paths_of_a_clients_own_machine_are_never_sent() -> None:
     def checking(client: int, number: int, model: np.ndarray, message: Message) -> RecordDict:
-        keys = set(read_train(message)[1])
+        keys = set(read_model(message)[1])
         assert not keys & set(rounds.LOCAL_KEYS)
         assert "training.learning-rate" in keys
         return honest(client, number, model, message)
@@ -277,7 +284,7 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
         client = int(context.node_config["partition-id"])
         if message.metadata.message_type == "query":
             return Message(description_content(client, EXAMPLES[client], ""), reply_to=message)
-        number = int(read_train(message)[1]["round"])
+        number = int(read_model(message)[1]["round"])
         return Message(honest(client, number, np.zeros(43), message), reply_to=message)
 
     watcher = Watcher()
@@ -295,3 +302,93 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
     server.run_round(1)
     assert watcher.lines[0].replies == {"accepted": 3, "no-reply": 1}
     assert not watcher.lines[0].reproducible
+
+
+def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any) -> Watcher:
+    """As `run`; clients 1 to 3 keep 1 to 3 images and score 10, 20, 30, client 2 as `odd` says."""
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        kind = message.metadata.message_type
+        if kind == "query":
+            content = description_content(client, EXAMPLES[client], "", num_validation=client)
+        elif kind == "evaluate":
+            blob, values = read_model(message)
+            number = int(values["round"])
+            model = admit(blob, rounds.model_payload(LAYOUT, CONFIG.seed, number))
+            assert isinstance(model, Admitted)
+            # The model after the round: each adds the mean of 1 to 4, weighted by examples.
+            assert model.decode() == pytest.approx(np.full(43, 3.0 * number))
+            assert values["client"] == client
+            content = evaluation_content({"percent": 10.0 * client, "num-examples": client})
+            content = odd(message) if odd is not None and client == 2 else content
+        else:
+            content = honest(client, int(read_model(message)[1]["round"]), np.zeros(43), message)
+        return Message(content, reply_to=message)
+
+    watcher = Watcher()
+    rounds.Server(
+        grid=LoopbackGrid(client_app, [{}] * 4, {}),
+        config=CONFIG.replace(**changes),
+        layout=LAYOUT,
+        state_N=np.zeros(43, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        observer=watcher,
+    ).run()
+    return watcher
+
+
+def test_clients_that_keep_images_back_evaluate_the_model_after_the_round() -> None:
+    watcher = evaluated()
+    training, _ = run()
+    assert watcher.states[-1].tolist() == training.states[-1].tolist()
+    assert watcher.lines[0].bytes_down == training.lines[0].bytes_down
+    evaluation = watcher.evaluations[0]
+    assert evaluation is not None
+    assert [score.client for score in evaluation.scores] == [1, 2, 3]
+    figures = evaluation.figures(lower_is_better=True)
+    assert figures["client_mean_percent"] == pytest.approx((10 + 2 * 20 + 3 * 30) / 6)
+    assert figures["client_worst_percent"] == 30
+    assert figures["client_tenth_percent"] == pytest.approx(28)
+    assert figures["client_spread_percent"] == pytest.approx(np.std([10, 20, 30]))
+    assert figures["client_evaluations"] == {"accepted": 3}
+    assert figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    content = evaluation_content({"percent": 10.0, "num-examples": 1})
+    assert figures["evaluation_bytes_up"] == 3 * content["metrics"].count_bytes()
+    shares = evaluation.figures(lower_is_better=False)
+    assert (shares["client_worst_percent"], shares["client_tenth_percent"]) == (10, 12)
+
+
+def test_clients_evaluate_at_the_rounds_that_are_evaluated_and_none_without_images() -> None:
+    watcher = evaluated(federation__rounds=5, federation__evaluate_every=2)
+    assert [e is not None for e in watcher.evaluations] == [False, True, False, True, True]
+    assert run()[0].evaluations == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (lambda _: error(), "error-reply"),
+        (lambda _: RecordDict(), "malformed-reply"),
+        (lambda _: update_content(b"", {"num-examples": 2, "percent": 1.0}), "malformed-reply"),
+        (lambda _: evaluation_content({"percent": 1.0, "num-examples": 10**6}), "bad-num-examples"),
+        (lambda _: evaluation_content({"percent": 1.0}), "bad-num-examples"),
+        (lambda _: evaluation_content({"percent": float("nan"), "num-examples": 2}), "bad-metrics"),
+        (lambda _: evaluation_content({"percent": -1.0, "num-examples": 2}), "bad-metrics"),
+        (lambda _: evaluation_content({"num-examples": 2}), "bad-metrics"),
+    ],
+)
+def test_a_wrong_evaluation_costs_only_itself(odd: Any, reason: str) -> None:
+    watcher = evaluated(odd)
+    assert watcher.lines[0].replies == {"accepted": 4}
+    evaluation = watcher.evaluations[0]
+    assert evaluation is not None
+    figures = evaluation.figures(lower_is_better=True)
+    assert figures["client_evaluations"] == {"accepted": 2, reason: 1}
+    assert figures["client_mean_percent"] == pytest.approx((10 + 3 * 30) / 4)
+
+
+def test_when_every_evaluation_fails_there_is_no_figure() -> None:
+    scores = ClientEvaluation(scores=())
+    assert scores.figures(lower_is_better=True)["client_worst_percent"] is None

@@ -1,0 +1,89 @@
+"""What the clients say of the global model on the images that each keeps back for validation.
+
+A client's answer is a percentage and a number of images; the server knows the number from the
+client's description, and takes nothing else on trust. One bad answer costs itself only.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_PERCENT = 1e6  # an untrained network's NME runs to hundreds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientScore:
+    """What became of one client's evaluation: a line of `client_evaluations.jsonl`."""
+
+    round: int
+    client: int
+    outcome: str  # accepted, or the reason why not
+    detail: str
+    num_examples: int
+    percent: float | None  # the metric on its own images
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientEvaluation:
+    """The clients' evaluation of the model after one round."""
+
+    scores: tuple[ClientScore, ...]  # in the order of the client ids
+
+    @property
+    def bytes_up(self) -> int:
+        """Of all answers."""
+        return sum(score.bytes_up for score in self.scores)
+
+    @property
+    def bytes_down(self) -> int:
+        """Of all models that were sent for evaluation."""
+        return sum(score.bytes_down for score in self.scores)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Number of accepted answers, and of each reason why not."""
+        return dict(Counter(score.outcome for score in self.scores))
+
+    def figures(self, *, lower_is_better: bool) -> dict[str, Any]:
+        """The figures of `metrics.jsonl`; None where no answer was accepted.
+
+        The mean is weighted by the clients' images. `client_tenth_percent` is the value that the
+        worst tenth of the clients does not reach (linear between clients), and
+        `client_spread_percent` the standard deviation over the clients, each counting once.
+        """
+        accepted = [score for score in self.scores if score.percent is not None]
+        percent_C = np.array([score.percent for score in accepted], dtype=np.float64)
+        names = ("mean", "worst", "tenth", "spread")
+        values: Sequence[float | None] = [None] * len(names)
+        if accepted:
+            weights = [score.num_examples for score in accepted]
+            values = [
+                float(np.average(percent_C, weights=weights)),
+                float(percent_C.max() if lower_is_better else percent_C.min()),
+                float(np.quantile(percent_C, 0.9 if lower_is_better else 0.1)),
+                float(percent_C.std()),
+            ]
+        figures = {f"client_{n}_percent": v for n, v in zip(names, values, strict=True)}
+        return figures | {
+            "client_evaluations": self.outcomes,
+            "evaluation_bytes_up": self.bytes_up,
+            "evaluation_bytes_down": self.bytes_down,
+        }
+
+
+def judge(metrics: Mapping[str, int | float], num_examples: int, expected: int) -> tuple[str, str]:
+    """Outcome and detail of a well-formed answer: accepted, or why it cannot be used."""
+    if num_examples != expected:
+        return (
+            "bad-num-examples",
+            f"said {num_examples} examples, described itself with {expected}",
+        )
+    percent = metrics.get("percent")
+    if percent is None or not 0 <= percent <= MAX_PERCENT:
+        return "bad-metrics", f"metric 'percent': expected 0 to {MAX_PERCENT:g}, found {percent!r}"
+    return "accepted", ""
