@@ -35,6 +35,7 @@ DATASETS: dict[str, Callable[..., AnnotationSet]] = {
     "300w": load_300w,
     "faces": partial(load_300w, name="faces"),
     "lsp": load_lsp,
+    "lsp-oc": partial(load_lsp, name="lsp-oc"),
     "lspet": load_lspet,
     "mpii": load_mpii,
 }

@@ -3,9 +3,14 @@
     lsp_dataset/images/im0001.jpg …     joints.mat 3×14×2000, third row 1 = occluded
     lspet_dataset/images/im00001.jpg …  joints.mat 14×3×10000, third column 1 = labelled
 
-Axes and the meaning of the flag differ between the two. `joints.mat` is the person-centric
-labelling (left is the person's left); the observer-centric one of 2012 is never read. MATLAB made
-the files, so their coordinates are taken as 1-based.
+Axes and the meaning of the flag differ between the two. `lsp_dataset_original` has the files of
+`lsp_dataset` at the photos' own size, with a `joints.mat` of its own; either folder is read as it
+is, and the joints of one never fit the images of the other (scale and crop differ by image).
+
+`joints.mat` is the person-centric labelling: left is the person's left. `joints_OC.mat` (2012) is
+the observer-centric one: left is the picture's left wherever the person faces; scores on the two
+cannot be compared. It is read under the name "lsp-oc" only, so that whatever is printed says it.
+MATLAB made the files, so their coordinates are taken as 1-based.
 """
 
 from pathlib import Path
@@ -22,21 +27,27 @@ _LSPET_TRAIN_SHARE = 0.9
 _MIN_LABELLED = 4
 
 
-def load_lsp(root: Path, subset: str, *, boxes: str = "landmarks") -> AnnotationSet:
+def load_lsp(
+    root: Path, subset: str, *, boxes: str = "landmarks", name: str = "lsp"
+) -> AnnotationSet:
     """People of LSP: "train" is the first 1000 images, "test" the last 1000, "all" both.
 
     Every joint is labelled, occluded or not: PCK on LSP counts all 14 whatever the flag.
 
+    Args:
+        root: `lsp_dataset` or `lsp_dataset_original`.
+        subset: "train", "test" or "all".
+        boxes: "landmarks"; none are given.
+        name: "lsp" (person-centric) or "lsp-oc" (observer-centric joints).
+
     Raises:
         UserError: as `load_lspet`.
     """
-    points_NK2 = np.transpose(_read_joints(Path(root), "lsp", axis_of_people=2), (2, 1, 0))[
-        :, :, :2
-    ]
+    points_NK2 = np.transpose(_read_joints(Path(root), name), (2, 1, 0))[:, :, :2]
     labelled_NK = np.isfinite(points_NK2).all(axis=2)
     numbers = np.arange(len(points_NK2))
-    chosen = _subset(numbers, subset, "lsp", num_train=_NUM_LSP_TRAIN)
-    return _annotation_set(Path(root), "lsp", subset, boxes, points_NK2, labelled_NK, chosen, 4)
+    chosen = _subset(numbers, subset, name, num_train=_NUM_LSP_TRAIN)
+    return _annotation_set(Path(root), name, subset, boxes, points_NK2, labelled_NK, chosen, 4)
 
 
 def load_lspet(root: Path, subset: str, *, boxes: str = "landmarks") -> AnnotationSet:
@@ -50,7 +61,7 @@ def load_lspet(root: Path, subset: str, *, boxes: str = "landmarks") -> Annotati
         UserError: the folder, its `joints.mat` or all images are missing, the array has another
             shape, or the subset or the boxes are unknown.
     """
-    joints_NK3 = np.transpose(_read_joints(Path(root), "lspet", axis_of_people=2), (2, 0, 1))
+    joints_NK3 = np.transpose(_read_joints(Path(root), "lspet"), (2, 0, 1))
     points_NK2 = joints_NK3[:, :, :2]
     # A missing joint has one coordinate 0 and the other <= 0 under a cleared flag. The sign alone
     # says nothing: some labelled joints lie outside the image.
@@ -81,17 +92,17 @@ def _image_path(root: Path, number: int, digits: int) -> Path:
     return root / "images" / f"im{number + 1:0{digits}d}.jpg"
 
 
-def _read_joints(root: Path, name: str, *, axis_of_people: int) -> np.ndarray:
+def _read_joints(root: Path, name: str) -> np.ndarray:
     """The float64 array `joints` as the file holds it, its axes checked."""
-    path = root / "joints.mat"
+    path = root / ("joints_OC.mat" if name == "lsp-oc" else "joints.mat")
     if not path.is_file():
         raise UserError(f"{name}: {path} is not there: expected the data set's folder with images/")
     joints = read_mat(path, "joints")
     if not isinstance(joints, np.ndarray):
         raise UserError(f"{path}: expected joints to be an array of numbers, found {short(joints)}")
     joints = joints.astype(np.float64)
-    expected = (3, 14) if name == "lsp" else (14, 3)
-    if joints.ndim != 3 or joints.shape[:axis_of_people] != expected:
+    expected = (14, 3) if name == "lspet" else (3, 14)
+    if joints.ndim != 3 or joints.shape[:2] != expected:
         raise UserError(
             f"{path}: expected joints of {expected[0]}×{expected[1]}×N for {name}, "
             f"found {'×'.join(map(str, joints.shape))}"
@@ -138,6 +149,8 @@ def _annotation_set(
             )
         )
     problems = []
+    if name == "lsp-oc":
+        problems.append(f"{name}: joints are observer-centric (joints_OC.mat), not the usual PC")
     total = len(chosen)
     if absent_of_all:
         absent, total = absent_of_all, len(points_NK2)

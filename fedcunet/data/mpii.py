@@ -98,6 +98,11 @@ def load_mpii(
     )
 
 
+def has_annotations(root: Path) -> bool:
+    """Whether one of the annotation files is there."""
+    return any(_find(root, name) for name in (_MAT, _CPM_JSON, "train.json", "valid.json"))
+
+
 def _split_people(root: Path, subset: str, name: str, problems: list[str]) -> list[Person]:
     """The people of the subset, whether or not their images are there."""
     mat = _find(root, _MAT)

@@ -80,6 +80,11 @@ def load_300w(
     if boxes not in BOXES:
         raise UserError(f"{name}: boxes must be one of {', '.join(BOXES)}, found {boxes!r}")
     problems: list[str] = []
+    if repackaged := sorted(root.glob("labels_ibug_300W*.xml")):
+        problems.append(
+            f"{repackaged[0].name}: of dlib's repackaged set, whose train and test mix those of "
+            "300-W; not read, the folders decide"
+        )
     folders = _existing_folders(root, subset, name, problems)
     test_photos = _photos_of_test_folders(root)
     annotations: list[Annotation] = []
@@ -201,6 +206,13 @@ def _existing_folders(root: Path, subset: str, name: str, problems: list[str]) -
         )
     wanted = SUBSETS.get(subset, (subset.strip("/"),))
     existing = [folder for folder in wanted if (root / folder).is_dir()]
+    if wanted is _PRIVATE:  # one face must not count twice
+        spelling = existing[0].split("/")[0] if existing else ""
+        doubled = [folder for folder in existing if not folder.startswith(f"{spelling}/")]
+        existing = [folder for folder in existing if folder not in doubled]
+        problems.extend(
+            f"{folder}: the private test under its other name; left out" for folder in doubled
+        )
     if not existing:
         found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folder"
         known = "" if subset in SUBSETS else f" (subsets: {', '.join(SUBSETS)}, or one folder)"

@@ -7,6 +7,7 @@ import pytest
 from scipy.io import savemat
 
 from fedcunet.data import LSP14, load
+from fedcunet.data.matlab import read_mat
 from fedcunet.errors import UserError
 
 
@@ -54,6 +55,38 @@ def test_lsp_has_other_axes_and_its_flag_leaves_every_joint_labelled(
     assert test.scheme is LSP14
 
 
+def test_lsp_is_read_at_either_scale_with_the_joints_of_its_own_folder(
+    tmp_path: Path, generator: np.random.Generator
+) -> None:
+    small = _joints(generator, 2000).transpose(1, 0, 2)
+    # At original size: another scale and another corner of the photo for each image.
+    original = small.copy()
+    original[:2] = small[:2] * generator.uniform(2, 5, 2000) + generator.uniform(
+        0, 300, (2, 1, 2000)
+    )
+    for name, joints in (("lsp_dataset", small), ("lsp_dataset_original", original)):
+        root = _write(tmp_path / name, joints, ["im1010.jpg"])
+        person = load("lsp", root, "test").annotations[0]
+        np.testing.assert_allclose(person.points_K2, joints[:2, :, 1009].T - 1)
+
+
+def test_observer_centric_joints_are_read_by_their_own_name_only_and_said(
+    tmp_path: Path, generator: np.random.Generator
+) -> None:
+    person_centric = _joints(generator, 2000).transpose(1, 0, 2)
+    observer_centric = person_centric[:, list(LSP14.flip_order)]
+    root = _write(tmp_path / "lsp", person_centric, ["im1010.jpg"])
+    with pytest.raises(UserError, match=r"lsp-oc: .*joints_OC\.mat is not there"):
+        load("lsp-oc", root, "test")
+    savemat(root / "joints_OC.mat", {"joints": observer_centric})
+    usual, other = load("lsp", root, "test"), load("lsp-oc", root, "test")
+    np.testing.assert_allclose(usual.annotations[0].points_K2, person_centric[:2, :, 1009].T - 1)
+    np.testing.assert_allclose(other.annotations[0].points_K2, observer_centric[:2, :, 1009].T - 1)
+    assert (usual.name, other.name) == ("lsp", "lsp-oc")
+    assert usual.problems == ("lsp: 999 of 1000 images are not there",)
+    assert other.problems[0].startswith("lsp-oc: joints are observer-centric (joints_OC.mat)")
+
+
 def test_lspet_splits_what_is_there_nine_to_one_and_counts_the_absent(
     tmp_path: Path, generator: np.random.Generator
 ) -> None:
@@ -94,7 +127,7 @@ def test_the_wrong_data_set_and_missing_files_are_refused(
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected one of 300w, faces, lsp, lspet"):
+    with pytest.raises(UserError, match="expected one of 300w, faces, lsp"):
         load("coco", tmp_path, "train")
 
 
@@ -112,3 +145,26 @@ def test_real_people_are_all_read(data_root: Path) -> None:
     assert labelled == pytest.approx(12.3, abs=0.05)
     lsp = load("lsp", data_root / "lsp_dataset", "test")
     assert lsp.problems == ("lsp: 997 of 1000 images are not there",)
+
+
+def test_real_observer_centric_joints_differ_in_38_percent_of_the_images(data_root: Path) -> None:
+    root = data_root / "lsp_dataset"
+    both = [read_mat(root / name, "joints")[:2] for name in ("joints.mat", "joints_OC.mat")]
+    moved_N = (np.abs(both[0] - both[1]) > 1e-6).any(axis=(0, 1))
+    assert 100 * moved_N.mean() == pytest.approx(37.8, abs=0.1)
+    people = load("lsp-oc", root, "test")
+    for person in people.annotations:
+        number = int(person.image.stem[2:]) - 1
+        np.testing.assert_allclose(person.points_K2, both[1][:, :, number].T - 1)
+
+
+def test_real_flags_mean_occluded_in_lsp_and_labelled_in_lspet(data_root: Path) -> None:
+    lsp = read_mat(data_root / "lsp_dataset" / "joints.mat", "joints")
+    assert 100 * lsp[2].mean() == pytest.approx(7.3, abs=0.1)
+    # im1010: the joints under flag 1 are the hidden right shoulder, elbow and wrist.
+    assert np.flatnonzero(lsp[2, :, 1009]).tolist() == [6, 7, 8]
+    lspet = read_mat(data_root / "lspet_dataset" / "joints.mat", "joints")
+    missing = lspet[:, 2, :] == 0
+    xy = lspet[:, :2, :].transpose(0, 2, 1)[missing]
+    assert (xy == 0).any(axis=1).all()
+    assert (xy <= 0).all()

@@ -221,3 +221,72 @@ def test_real_given_boxes_lie_around_the_face(data_root: Path) -> None:
         x, y, width, height = face.box_xywh
         np.testing.assert_allclose([x, y], face.points_K2.min(axis=0), atol=1.5)
         np.testing.assert_allclose([x + width, y + height], face.points_K2.max(axis=0), atol=1.5)
+
+
+@pytest.mark.parametrize("top", ["300W", "Test"])
+def test_the_private_test_is_read_in_both_spellings(make_300w, top: str) -> None:
+    root = make_300w(
+        {f"{top}/01_Indoor": ["indoor_001.png"], f"{top}/02_Outdoor": ["outdoor_001.png"]}
+    )
+    private = load("300w", root, "private")
+    assert [a.image.name for a in private.annotations] == ["indoor_001.png", "outdoor_001.png"]
+    assert [a.source for a in private.annotations] == [f"{top}/01_Indoor", f"{top}/02_Outdoor"]
+    assert private.problems == ()
+
+
+def test_the_private_test_in_two_spellings_at_once_counts_once(make_300w) -> None:
+    names = ["indoor_001.png", "indoor_002.png"]
+    root = make_300w({"300W/01_Indoor": names, "Test/01_Indoor": names})
+    private = load("300w", root, "private")
+    assert [a.source for a in private.annotations] == ["300W/01_Indoor"] * 2
+    assert private.problems == ("Test/01_Indoor: the private test under its other name; left out",)
+
+
+def test_names_with_spaces_are_faces_of_their_photo(make_300w) -> None:
+    root = make_300w({"ibug": ["image_092 _01.jpg", "image_092_02.jpg"]})
+    challenge = load("300w", root, "challenge")
+    assert {a.photo for a in challenge.annotations} == {"ibug/image_092"}
+    assert len(challenge.annotations) == 2
+
+
+def test_numbers_with_gaps_are_never_counted_through(make_300w) -> None:
+    names = ["image_0001.png", "image_0004.png", "image_0871.png"]
+    root = make_300w({"lfpw/trainset": names})
+    assert [a.image.name for a in load("300w", root, "lfpw/trainset").annotations] == names
+
+
+def test_dlibs_repackaged_lists_are_not_read_and_said(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.jpg"]})
+    (root / "labels_ibug_300W_train.xml").write_text("<dataset/>")
+    train = load("300w", root, "train")
+    assert len(train.annotations) == 1
+    assert "labels_ibug_300W_train.xml: of dlib's repackaged set" in train.problems[0]
+
+
+def test_a_photo_of_training_and_test_is_named_in_both(make_300w) -> None:
+    # As HELEN has it: faces 1 and 2 of a photo in training, face 3 in the test set.
+    root = make_300w(
+        {
+            "helen/trainset": ["296814969_1.jpg", "296814969_2.jpg", "3_1.jpg"],
+            "helen/testset": ["296814969_3.jpg"],
+        }
+    )
+    train = load("300w", root, "train")
+    assert [a.image.name for a in train.annotations] == ["3_1.jpg"]
+    assert (
+        sum("296814969" in line and "left out of training" in line for line in train.problems) == 2
+    )
+    assert [a.image.name for a in load("300w", root, "common").annotations] == ["296814969_3.jpg"]
+
+
+def test_real_originals_are_read_with_their_private_folder(data_root: Path) -> None:
+    root = data_root / "300w_originals"
+    if not root.is_dir():
+        pytest.skip(f"no untouched originals: {root}")
+    private = load("300w", root, "private")
+    assert [a.source for a in private.annotations] == ["Test/01_Indoor"]
+    train = load("300w", root, "train")
+    assert {a.photo for a in train.annotations if a.source == "afw"} == {
+        "afw/2339510439",
+        "afw/3858593140",
+    }
