@@ -1,6 +1,7 @@
 """The rules of who may import whom, held by reading the imports of every file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,16 @@ def test_one_file_alone_touches_what_flower_does_not_promise() -> None:
 def test_every_part_of_the_library_has_a_rule() -> None:
     parts = {path.stem if path.is_file() else path.name for path in (ROOT / "fedcunet").iterdir()}
     assert parts - {"__init__", "__main__", "__pycache__", "commands"} <= set(ALLOWED)
+
+
+def test_the_page_of_traps_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    defined = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(named) > 30
+    assert named <= defined, named - defined

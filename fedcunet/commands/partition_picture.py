@@ -33,8 +33,8 @@ def draw_partition(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     ]
     maps = [one for one in maps if len(one[1]) > 1] or maps[:1]
     groups = list(rows[0]["visibility"])
-    if groups:
-        share_GC = np.array([[row["visibility"][name] for row in rows] for name in groups])
+    share_GC = np.array([[row["visibility"][name] for row in rows] for name in groups])
+    if (share_GC < 1).any():
         maps.append(("labelled landmarks", groups, share_GC))
     heights = [2.2, *(0.5 + 0.24 * len(names) for _, names, _ in maps)]
     width = 11.0
@@ -114,6 +114,7 @@ def _draw_sizes(axis: Axes, rows: list[dict[str, Any]]) -> None:
         axis.axhline(median, color="black", linewidth=0.8)
         if images_C.max() > 20 * images_C.min():
             axis.set_yscale("log")
+            axis.set_ylim(bottom=0.5)  # a bar of one image is one too
         axis.set_title(
             f"median {median:.0f} (line), 10 % below {low:.0f}, 10 % above {high:.0f}", fontsize=9
         )

@@ -101,6 +101,30 @@ def test_without_a_terminal_each_round_is_one_plain_line() -> None:
     assert ESCAPE not in out.getvalue()
 
 
+def test_the_clients_own_evaluation_is_shown_where_there_was_one() -> None:
+    figures = {
+        "client_mean_percent": 12.0,
+        "client_worst_percent": 30.25,
+        "client_tenth_percent": 20.5,
+        "client_spread_percent": 6.0,
+    }
+    words = "12.00 % (worst 30.25 %, worst tenth 20.50 %, spread 6.00 %)"
+    made, out = console(terminal=False)
+    with RunDisplay(console=made) as display:
+        display.begin("s", 2, "nme_percent", None)
+        display.round_done(line(1, **figures))
+        display.round_done(line(2))
+    lines = out.getvalue().splitlines()
+    assert f"clients' own {words}" in lines[1]
+    assert "clients' own" not in lines[2]
+    made, _ = console(terminal=True)
+    with RunDisplay(console=made) as display:
+        display.begin("s", 2, "nme_percent", None)
+        assert "clients' own" not in printed(display._panel())
+        display.round_done(line(1, **figures))
+        assert words in printed(display._panel())
+
+
 def test_an_abandoned_round_says_why_and_shows_no_metric() -> None:
     made, out = console(terminal=False)
     with RunDisplay(console=made) as display:

@@ -290,3 +290,18 @@ def test_real_originals_are_read_with_their_private_folder(data_root: Path) -> N
         "afw/2339510439",
         "afw/3858593140",
     }
+
+
+def test_the_flip_table_is_the_reflection_of_real_faces(data_root: Path) -> None:
+    faces = load("300w", data_root / "300w", "train").annotations
+    points_NK2 = np.stack([face.points_K2 for face in faces])
+    points_NK2 -= points_NK2.mean(axis=1, keepdims=True)
+    points_NK2 /= np.linalg.norm(points_NK2, axis=(1, 2), keepdims=True)
+    mean_K2 = points_NK2.mean(axis=0)
+    away_KK = np.linalg.norm(mean_K2[:, None] - mean_K2 * (-1, 1), axis=2)
+    assert away_KK.argmin(axis=1).tolist() == list(FACE68.flip_order)
+
+
+def test_the_lower_lip_changes_places_as_it_stands() -> None:
+    # A table in circulation has (59, 57) and (58, 56) here.
+    assert [FACE68.flip_order[k] for k in range(54, 61)] == [48, 59, 58, 57, 56, 55, 64]
