@@ -89,7 +89,7 @@ class QuantConfig:
 class DataConfig:
     """Which images, and how they are cropped and augmented."""
 
-    name: str = "faces"  # data set: 300w, faces, lsp, lspet, mpii
+    name: str = "faces"  # data set: 300w, faces, lsp, lspet, mpii, people
     root: str = ".fedcunet/data/faces"  # its folder
     train_subset: str = "train"
     test_subset: str = "test"

@@ -40,6 +40,7 @@ _PARTS: dict[str, dict[str, int | None]] = {
     "lsp": {"train": 1000, "test": 1000},
     "lspet": {"all": 10000},
     "mpii": dict(MPII_COUNTS),
+    "people": {"train": None, "test": None},
 }
 
 
@@ -57,6 +58,33 @@ def make_faces_command(
         counts = make_faces(out, num_train=num_train, num_test=num_test, seed=seed, progress=report)
     shown = ", ".join(f"{folder} {count}" for folder, count in counts.items())
     _say(f"{out}: {sum(counts.values())} faces ({shown})")
+
+
+@make_app.command("people")
+def make_people_command(
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    num_train: Annotated[int, typer.Option("--num-train", help="Training people.")] = 1500,
+    num_test: Annotated[int, typer.Option("--num-test", help="Test people.")] = 300,
+    seed: _Seed = 0,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="Drawing at once; as many as cores, at most 8."),
+    ] = None,
+) -> None:
+    """Draw procedural people with 16 joints, in the files of MPII."""
+    from fedcunet.data.procedural import default_processes, make_people
+
+    with _progress("people") as report:
+        counts = make_people(
+            out,
+            num_train=num_train,
+            num_test=num_test,
+            seed=seed,
+            processes=default_processes() if processes is None else processes,
+            progress=report,
+        )
+    shown = ", ".join(f"{part} {count}" for part, count in counts.items())
+    _say(f"{out}: {sum(counts.values())} people ({shown})")
 
 
 @app.command()

@@ -30,13 +30,14 @@ __all__ = [
     "load",
 ]
 
-# "faces" are procedural faces, written in the folders of 300-W.
+# "faces" and "people" are procedural, written in the folders of 300-W and the files of MPII.
 DATASETS: dict[str, Callable[..., AnnotationSet]] = {
     "300w": load_300w,
     "faces": partial(load_300w, name="faces"),
     "lsp": load_lsp,
     "lspet": load_lspet,
     "mpii": load_mpii,
+    "people": partial(load_mpii, name="people"),
 }
 
 
