@@ -1,4 +1,4 @@
-"""Embedded faces (68 points) and people (16 joints), drawn by numbers where real ones are absent."""
+"""Embedded faces (68 points) and people (16 joints), drawn by numbers, for want of real ones."""
 
 from .faces import make_faces
 from .people import default_processes, make_people

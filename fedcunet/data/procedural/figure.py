@@ -290,15 +290,13 @@ def _head(body: Body, outfit: Outfit) -> list[Surface]:
 
     def patch(angles: tuple[float, float], down: tuple[float, float], paint: np.ndarray) -> None:
         around = np.radians(np.array(angles))
-        rows = [
-            np.interp(down, share, _HEAD[:, column]) * scale * 1.02 for column in range(1, 4)
-        ]
+        rows = [np.interp(down, share, _HEAD[:, column]) * scale * 1.02 for column in range(1, 4)]
         middle_23 = top + (size * np.array(down))[:, None] * frame[:, 1]
         middle_23 = middle_23 + rows[2][:, None] * frame[:, 2]
-        both = (np.broadcast_to(frame[:, column], (2, 3)) for column in (0, 2))
+        sideways, ahead = (np.broadcast_to(frame[:, column], (2, 3)) for column in (0, 2))
         surfaces.append(
             Surface(
-                mesh=_tube(middle_23, *both, rows[0], rows[1], around),
+                mesh=_tube(middle_23, sideways, ahead, rows[0], rows[1], around),
                 colour=np.reshape(paint, (1, 1, 3)),
                 lift=0.04,
             )

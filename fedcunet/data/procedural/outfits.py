@@ -70,9 +70,7 @@ def sample_outfit(place: str, generator: np.random.Generator) -> Outfit:
         top=top,
         front=cloth_colour(generator),
         back=cloth_colour(generator),
-        badge=str(
-            generator.choice(("", "badge", "open", "stripes"), p=(0.45, 0.27, 0.15, 0.13))
-        ),
+        badge=str(generator.choice(("", "badge", "open", "stripes"), p=(0.45, 0.27, 0.15, 0.13))),
         sleeves=sleeves,
         bare_top=bare,
         bottom=bottom,

@@ -188,9 +188,7 @@ def _draw_video(job: _Job) -> _Drawn:
     marks = []
     for picture, num_people in enumerate(job.people):
         snapshot = _whole_snapshot(video, num_people, job.seed, [*key, picture])
-        _, coded = cv2.imencode(
-            ".jpg", snapshot.picture, [cv2.IMWRITE_JPEG_QUALITY, snapshot.jpeg]
-        )
+        _, coded = cv2.imencode(".jpg", snapshot.picture, [cv2.IMWRITE_JPEG_QUALITY, snapshot.jpeg])
         (job.folder / _image_name(job, picture)).write_bytes(coded.tobytes())
         marks.append(snapshot.marks)
     return _Drawn(activity=video.activity, marks=marks)

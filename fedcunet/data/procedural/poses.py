@@ -52,12 +52,15 @@ FAMILIES = {
                     knee=(98, 20, 0.5), arm=(45, 30, 0.4), elbow=(52, 32, 0.4)),
     "bend": Family(lean=(46, 22), spine=(32, 16), hip=(10, 16, 0.0), spread=(12, 9),
                    knee=(24, 22, 0.5), arm=(75, 30, 0.5), elbow=(28, 26, 0.4)),
-    "lunge": Family(lean=(12, 16), roll=(0, 9), spine=(14, 14), hip=(32, 44, -0.7), spread=(16, 14),
-                    knee=(44, 34, -0.4), arm=(45, 50, 0.0), abduction=(42, 34), elbow=(45, 36, 0.1)),
-    "swing": Family(lean=(10, 12), roll=(0, 6), spine=(20, 14), hip=(12, 20, -0.3), spread=(17, 10),
-                    knee=(26, 20, 0.2), arm=(95, 50, 0.8), abduction=(12, 28), elbow=(40, 34, 0.2)),
+    "lunge": Family(lean=(12, 16), roll=(0, 9), spine=(14, 14), hip=(32, 44, -0.7),
+                    spread=(16, 14), knee=(44, 34, -0.4), arm=(45, 50, 0.0),
+                    abduction=(42, 34), elbow=(45, 36, 0.1)),
+    "swing": Family(lean=(10, 12), roll=(0, 6), spine=(20, 14), hip=(12, 20, -0.3),
+                    spread=(17, 10), knee=(26, 20, 0.2), arm=(95, 50, 0.8), abduction=(12, 28),
+                    elbow=(40, 34, 0.2)),
     "kick": Family(lean=(-4, 16), roll=(0, 14), hip=(42, 50, -0.9), spread=(24, 24),
-                   knee=(32, 34, -0.5), arm=(30, 45, -0.3), abduction=(48, 32), elbow=(50, 36, 0.1)),
+                   knee=(32, 34, -0.5), arm=(30, 45, -0.3), abduction=(48, 32),
+                   elbow=(50, 36, 0.1)),
     "reach": Family(lean=(2, 8), spine=(4, 12), hip=(8, 18, -0.2), knee=(16, 20, 0.1),
                     arm=(135, 36, 0.5), abduction=(20, 24), elbow=(34, 34, 0.4)),
     "dance": Family(roll=(0, 7), spine=(3, 12), hip=(8, 24, -0.5), spread=(14, 14),
@@ -186,4 +189,3 @@ def _pair(
     pair = np.array([first, second]) if generator.random() < 0.5 else np.array([second, first])
     low, high = _LIMITS[name]
     return np.radians(np.clip(mean + shift + sd * pair, low, high))
-

@@ -40,8 +40,10 @@ def lit_squares(
     four = np.concatenate([_corners(surface.mesh) for surface in surfaces])
     colour = np.concatenate([surface.colour.reshape(-1, 3) for surface in surfaces])
     lift = np.concatenate(
-        [np.full(surface.colour.shape[0] * surface.colour.shape[1], surface.lift)
-         for surface in surfaces]
+        [
+            np.full(surface.colour.shape[0] * surface.colour.shape[1], surface.lift)
+            for surface in surfaces
+        ]
     )
     # Outward where y points down: (diagonal up to the right) x (diagonal down to the right).
     normal = np.cross(four[:, 1] - four[:, 3], four[:, 2] - four[:, 0])

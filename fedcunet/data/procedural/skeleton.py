@@ -116,7 +116,7 @@ def sample_build(generator: np.random.Generator) -> Build:
         head=about(0.60, 0.05) * (1.0 + 0.25 * child),
         foot=about(0.36),
         hand=about(0.22),
-        girth=float(np.clip(generator.lognormal(0.0, 0.16), 0.75, 1.6)),
+        girth=float(np.clip(generator.lognormal(0.1, 0.16), 0.8, 1.6)),
     )
 
 

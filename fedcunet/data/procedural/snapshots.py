@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from . import draw
 from .activities import CATEGORIES, SCALE_SPREAD
 from .figure import figure_surfaces
 from .looks import Light, sample_light
@@ -20,6 +19,7 @@ _FRAME = 720.0  # height of most of MPII's frames, in which its scales are measu
 _HEIGHTS = (300, 400)  # of ours
 _FORESHORTENED = 0.66  # least length of a seen head: a person's scale is measured by the head
 _LEGS = (0, 1, 4, 5)
+_CUT = 0.1  # share of people who would fit into the picture and yet stand half below its end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ def take_snapshot(
     while generator.random() < 0.22:  # somebody far behind, without marks
         _add_passer(picture, video, generator)
     kind = CATEGORIES[video.category]
-    scale = _torso_pixels(video, kind.scale, generator) / num_people**0.3
+    scale = _torso_pixels(video, kind.scale, generator) / num_people**0.2
     shares = (np.arange(num_people) + 0.5) / num_people
     placed = []
     for number in generator.permutation(num_people):
@@ -140,8 +140,10 @@ def _compose(
     low, high = flat.min(axis=0) - 0.12, flat.max(axis=0) + 0.12
     extent = high - low
     upright = flat[HEAD_TOP, 1] < flat[:, 1].mean() - 0.6
-    if not upright or generator.random() < 0.5:  # such people are mostly shown whole
-        scale = min(scale, generator.uniform(0.8, 1.02) * float(np.min((height, width) / extent[::-1])))
+    if not upright or generator.random() < 0.2:  # such people are mostly shown whole
+        scale = min(
+            scale, generator.uniform(0.8, 1.02) * float(np.min((height, width) / extent[::-1]))
+        )
     offset = np.empty(2)
     for axis, size in ((0, width), (1, height)):
         room = size - scale * extent[axis]
@@ -149,6 +151,8 @@ def _compose(
             wish = size * (share + generator.normal(0, 0.07)) - scale * (low + high)[0] / 2
             least, most = -scale * low[0], size - scale * high[0]
             offset[0] = np.clip(wish, min(least, most), max(least, most))
+        elif room >= 0 and upright and generator.random() < _CUT:
+            offset[1] = size - scale * (low[1] + extent[1] * generator.uniform(0.55, 0.95))
         elif room >= 0:
             offset[1] = -scale * low[1] + room * generator.beta(2.0, 1.6)
         else:  # the head is in the picture, the legs are not
@@ -205,12 +209,14 @@ def _paint_covers(
         boxes.append(np.concatenate([flat.min(axis=0), flat.max(axis=0)]))
         hips, ankles = flat[[2, 3], 1].mean(), flat[[0, 5], 1].mean()
         levels.append(hips + generator.uniform(-0.15, 0.85) * (ankles - hips))
-    if all(level > box[1] + 0.45 * (box[3] - box[1]) for level, box in zip(levels, boxes)):
-        if generator.random() < hidden:
-            stacked = np.array(boxes)
-            box = np.concatenate([stacked[:, :2].min(axis=0), stacked[:, 2:].max(axis=0)])
-            covers.append(paint_front(picture, box, max(levels), stage, generator))
-    for box in boxes:
+    box_P4, level = np.array(boxes), max(levels)
+    # Heads and arms stay in sight, and nobody who lies is hidden.
+    low_enough = (level > box_P4[:, 1] + 0.45 * (box_P4[:, 3] - box_P4[:, 1])).all()
+    low_enough &= (box_P4[:, 3] - box_P4[:, 1] > 0.8 * (box_P4[:, 2] - box_P4[:, 0])).all()
+    if low_enough and generator.random() < hidden:
+        around = np.concatenate([box_P4[:, :2].min(axis=0), box_P4[:, 2:].max(axis=0)])
+        covers.append(paint_front(picture, around, level, stage, generator))
+    for box in box_P4:
         if generator.random() < 0.08:
             covers.append(paint_bar(picture, box, stage, generator))
     return covers

@@ -7,9 +7,7 @@ import numpy as np
 
 from . import draw
 from .looks import cloth_colour
-from .scene import noise_bank, paint_background
-
-__all__ = ["Stage", "noise_bank", "paint_shadow", "paint_stage", "sample_stage"]
+from .scene import paint_background
 
 # Ground and what is above it, (blue, green, red).
 _GROUND = {
@@ -74,8 +72,8 @@ def paint_stage(
         rows = height - edge
         fade = np.linspace(0.75, 1.1, rows, dtype=np.float32)[:, None, None]
         top, left = generator.integers(0, 200, 2)
-        grain = bank[top : top + 160, left : left + 160, :1] * np.float32(stage.texture)
-        grain = cv2.resize(grain, (width, rows), interpolation=cv2.INTER_LINEAR)[..., None]
+        window = bank[top : top + 160, left : left + 160, 0] * np.float32(stage.texture)
+        grain = cv2.resize(window, (width, rows), interpolation=cv2.INTER_LINEAR)[..., None]
         under = picture[edge:].astype(np.float32)
         floor = fade * stage.ground.astype(np.float32) + grain
         mixed = under + np.float32(generator.uniform(0.7, 1.0)) * (floor - under)
@@ -154,8 +152,12 @@ def paint_bar(
     across = np.array([-along[1], along[0]]) / np.linalg.norm(along)
     across *= reach.max() * generator.uniform(0.01, 0.035)
     outline = np.stack(
-        [middle - along - across, middle + along - across, middle + along + across,
-         middle - along + across]
+        [
+            middle - along - across,
+            middle + along - across,
+            middle + along + across,
+            middle - along + across,
+        ]
     )
     draw.fill(view, outline, stage.thing)
     return outline
