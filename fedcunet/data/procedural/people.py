@@ -26,7 +26,7 @@ from .folders import make_once
 from .scene import noise_bank
 from .snapshots import Mark, Snapshot, Video, sample_video, take_snapshot
 
-VERSION = 1  # of the drawing: other numbers, other bytes
+VERSION = 2  # of the drawing: other numbers, other bytes
 MANIFEST = "people.json"
 _MAT = "mpii_human_pose_v1_u12_1.mat"
 _MAX_PICTURES = 6  # of one video

@@ -19,7 +19,7 @@ _FRAME = 720.0  # height of most of MPII's frames, in which its scales are measu
 _HEIGHTS = (300, 400)  # of ours
 _FORESHORTENED = 0.66  # least length of a seen head: a person's scale is measured by the head
 _LEGS = (0, 1, 4, 5)
-_CUT = 0.1  # share of people who would fit into the picture and yet stand half below its end
+_CUT = 0.08  # share of people who would fit into the picture and yet stand half below its end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +152,7 @@ def _compose(
             least, most = -scale * low[0], size - scale * high[0]
             offset[0] = np.clip(wish, min(least, most), max(least, most))
         elif room >= 0 and upright and generator.random() < _CUT:
-            offset[1] = size - scale * (low[1] + extent[1] * generator.uniform(0.55, 0.95))
+            offset[1] = size - scale * (low[1] + extent[1] * generator.uniform(0.62, 0.95))
         elif room >= 0:
             offset[1] = -scale * low[1] + room * generator.beta(2.0, 1.6)
         else:  # the head is in the picture, the legs are not
@@ -208,7 +208,7 @@ def _paint_covers(
         flat = lens.project(body.points_K3)
         boxes.append(np.concatenate([flat.min(axis=0), flat.max(axis=0)]))
         hips, ankles = flat[[2, 3], 1].mean(), flat[[0, 5], 1].mean()
-        levels.append(hips + generator.uniform(-0.15, 0.85) * (ankles - hips))
+        levels.append(hips + generator.uniform(0.05, 0.85) * (ankles - hips))
     box_P4, level = np.array(boxes), max(levels)
     # Heads and arms stay in sight, and nobody who lies is hidden.
     low_enough = (level > box_P4[:, 1] + 0.45 * (box_P4[:, 3] - box_P4[:, 1])).all()
