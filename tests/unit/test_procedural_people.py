@@ -1,14 +1,18 @@
 """The embedded set of people: its files, its bodies, and what `make_people` refuses."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fedcunet.data import load
 from fedcunet.data.annotations import LSP14, MPII16, AnnotationSet, landmarks_in
+from fedcunet.data.crops import Crops
+from fedcunet.data.heatmaps import gaussian_heatmaps
 from fedcunet.data.mpii_files import Person, read_places, read_release
 from fedcunet.data.mpii_writer import ReleaseImage, write_places, write_release
 from fedcunet.data.partition import partition
@@ -21,6 +25,7 @@ from fedcunet.data.procedural.poses import FAMILIES, sample_joints, sample_view
 from fedcunet.data.procedural.render import Lens, lit_squares, paint_squares, seen_joints
 from fedcunet.data.procedural.skeleton import Body, Build, pose_body, turn_y
 from fedcunet.errors import UserError
+from fedcunet.training.evaluation import evaluate
 
 _MAT = "mpii_human_pose_v1_u12_1.mat"
 # Bones between two joints that nothing may stretch; their lengths are those of the build.
@@ -262,6 +267,47 @@ def test_lsp_takes_its_fourteen_joints_from_the_sixteen_of_mpii() -> None:
     assert joints[12:] == (8, 9)  # neck, head top
     assert landmarks_in(LSP14, MPII16) is None
     assert landmarks_in(LSP14, LSP14) == tuple(range(14))
+
+
+class _Pointer(torch.nn.Module):
+    """Points at the same 16 places in every crop."""
+
+    supervisions = ("regression",)
+
+    def __init__(self, points_K2: np.ndarray) -> None:
+        super().__init__()
+        self.points = torch.nn.Parameter(torch.tensor(points_K2, dtype=torch.float32))
+
+    def forward(self, images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        points_BK2 = self.points.expand(len(images_B3HW), -1, -1)
+        labelled_BK = torch.ones(points_BK2.shape[:2], dtype=torch.bool)
+        side = images_B3HW.shape[-1] // 4
+        return [gaussian_heatmaps(points_BK2, labelled_BK, side=side, stride=4, sigma=1.0)]
+
+
+def test_a_network_for_mpii_is_scored_on_the_same_joints_of_lsp(
+    small_root: Path, everybody: AnnotationSet
+) -> None:
+    person = next(a for a in everybody.annotations if a.labelled_K.all())
+    # Right side, left side, then neck and head top: the ids of MPII in LSP's order.
+    ids = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9]
+    athlete = dataclasses.replace(
+        person, points_K2=person.points_K2[ids], labelled_K=np.ones(14, bool)
+    )
+    lsp = dataclasses.replace(everybody, scheme=LSP14, annotations=(athlete,))
+    as_mpii, as_lsp = (
+        Crops([found], scheme, size=64)
+        for found, scheme in (
+            (person, MPII16),
+            (athlete, dataclasses.replace(LSP14, crop_factor=1.25)),
+        )
+    )
+    model = _Pointer(as_mpii.targets()[0][0])
+    joints = landmarks_in(MPII16, LSP14)
+    assert evaluate(model, lsp, as_lsp, landmarks=joints).percent == 100
+    assert joints is not None
+    swapped = [*joints[3:6], *joints[:3], *joints[6:]]
+    assert evaluate(model, lsp, as_lsp, landmarks=swapped).percent < 100
 
 
 def test_a_second_call_writes_nothing_and_other_arguments_are_refused(tmp_path: Path) -> None:
