@@ -102,7 +102,8 @@ class QuantConfig:
 class DataConfig:
     """Which images, and how they are cropped and augmented."""
 
-    name: str = "faces"  # data set: 300w, faces, lsp, lsp-oc (observer-centric), lspet, mpii
+    # data set: 300w, faces, lsp, lsp-oc (observer-centric), lspet, mpii, people
+    name: str = "faces"
     root: str = ".fedcunet/data/faces"  # its folder
     train_subset: str = "train"
     test_subset: str = "test"

@@ -7,17 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
+from fedcunet.data.mpii_writer import struct_array
+
 EMPTY = np.zeros((0, 0))
-
-
-def struct_array(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """A MATLAB struct array: one set of fields, `[]` where a record lacks one."""
-    names = list(dict.fromkeys(name for record in records for name in record))
-    array = np.empty(len(records), dtype=[(name, object) for name in names])
-    for row, record in enumerate(records):
-        for name in names:
-            array[row][name] = record.get(name, EMPTY)
-    return array
 
 
 def points(

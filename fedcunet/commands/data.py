@@ -39,6 +39,33 @@ def make_faces_command(
     say(f"{out}: {sum(counts.values())} faces ({shown})")
 
 
+@make_app.command("people")
+def make_people_command(
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    num_train: Annotated[int, typer.Option("--num-train", help="Training people.")] = 1500,
+    num_test: Annotated[int, typer.Option("--num-test", help="Test people.")] = 300,
+    seed: Seed = 0,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="Drawing at once; as many as cores, at most 8."),
+    ] = None,
+) -> None:
+    """Draw procedural people with 16 joints, in the files of MPII."""
+    from fedcunet.data.procedural import default_processes, make_people
+
+    with progress_bar("people") as report:
+        counts = make_people(
+            out,
+            num_train=num_train,
+            num_test=num_test,
+            seed=seed,
+            processes=default_processes() if processes is None else processes,
+            progress=report,
+        )
+    shown = ", ".join(f"{part} {count}" for part, count in counts.items())
+    say(f"{out}: {sum(counts.values())} people ({shown})")
+
+
 @app.command()
 def show(
     root: Root,

@@ -19,7 +19,7 @@ from fedcunet.commands.machine import (
 )
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS, Annotation, AnnotationSet, load
-from fedcunet.data.annotations import LandmarkScheme
+from fedcunet.data.annotations import LandmarkScheme, landmarks_in
 from fedcunet.data.crops import Crops, apply_affine
 from fedcunet.data.drawing import draw_landmarks
 from fedcunet.data.images import read_image, write_image
@@ -167,7 +167,7 @@ def evaluate(
     """Measures a checkpoint on a data set, beside predicting the mean training shape."""
     loaded = load_checkpoint(checkpoint)
     test_set = _load(data, root, subset, boxes)
-    _same_scheme(loaded, checkpoint, test_set)
+    landmarks = _landmarks(loaded, checkpoint, test_set)
     crops = _crops(loaded, test_set)
     to_device(loaded.model, device)
     with _progress(Console(stderr=True)) as progress:
@@ -176,6 +176,7 @@ def evaluate(
             loaded.model,
             test_set,
             crops,
+            landmarks=landmarks,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     result: dict[str, Any] = {
@@ -185,7 +186,7 @@ def evaluate(
         "auc": found.auc,
         "failure_percent": found.failure_percent,
         "mean_shape_percent": _mean_shape_percent(loaded, test_set, crops, data, root, boxes),
-        "boxes": _boxes_text(test_set, loaded.scheme),
+        "boxes": _boxes_text(test_set),
     }
     if as_json:
         print(json.dumps(result))
@@ -272,12 +273,22 @@ def _load(data: str, root: str, subset: str, boxes: str) -> AnnotationSet:
     return found
 
 
-def _same_scheme(loaded: Checkpoint, path: Path, found: AnnotationSet) -> None:
-    if found.scheme.name != loaded.scheme.name:
+def _landmarks(loaded: Checkpoint, path: Path, found: AnnotationSet) -> tuple[int, ...]:
+    """Which of the network's landmarks are those of the data set; says so where they differ."""
+    trained, wanted = loaded.scheme, found.scheme
+    landmarks = landmarks_in(trained, wanted)
+    if landmarks is None:
         raise UserError(
-            f"checkpoint {path}: trained on {loaded.scheme.name}, {found.name} has "
-            f"{found.scheme.name}"
+            f"checkpoint {path}: trained on {trained.name}, {found.name} has {wanted.name}"
         )
+    if trained.name != wanted.name:
+        Console(stderr=True, highlight=False).print(
+            f"{path}: trained on {trained.name}; of its {trained.num_landmarks} landmarks the "
+            f"{wanted.num_landmarks} of {wanted.name} are scored",
+            markup=False,
+            soft_wrap=True,
+        )
+    return landmarks
 
 
 def _crops(loaded: Checkpoint, found: AnnotationSet) -> Crops:
@@ -303,7 +314,8 @@ def _mean_shape_percent(
     return evaluate_mean_shape(_crops(loaded, train_set), test_set, crops).percent
 
 
-def _boxes_text(found: AnnotationSet, scheme: LandmarkScheme) -> str:
+def _boxes_text(found: AnnotationSet) -> str:
+    scheme = found.scheme
     origins = {annotation.box_origin for annotation in found.annotations}
     if origins == {"landmarks"}:
         return f"square landmark box x {scheme.crop_factor}"

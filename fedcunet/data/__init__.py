@@ -30,7 +30,7 @@ __all__ = [
     "load",
 ]
 
-# "faces" are procedural faces, written in the folders of 300-W.
+# "faces" and "people" are procedural, written in the folders of 300-W and the files of MPII.
 DATASETS: dict[str, Callable[..., AnnotationSet]] = {
     "300w": load_300w,
     "faces": partial(load_300w, name="faces"),
@@ -38,6 +38,7 @@ DATASETS: dict[str, Callable[..., AnnotationSet]] = {
     "lsp-oc": partial(load_lsp, name="lsp-oc"),
     "lspet": load_lspet,
     "mpii": load_mpii,
+    "people": partial(load_mpii, name="people"),
 }
 
 

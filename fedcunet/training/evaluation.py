@@ -1,6 +1,6 @@
 """Prediction, and the figures that judge it. B batch, K landmarks, N images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,10 +137,16 @@ def evaluate(
     test_set: AnnotationSet,
     crops: Crops,
     *,
+    landmarks: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """The accuracy of `model` on the plain crops of `test_set`."""
+    """The accuracy of `model` on the plain crops of `test_set`.
+
+    A model of another scheme needs `landmarks`: which of its landmarks are those of `test_set`.
+    """
     predicted_NK2 = predict(model, crops, progress=progress)
+    if landmarks is not None:
+        predicted_NK2 = predicted_NK2[:, list(landmarks)]
     return score_crops(predicted_NK2, crops, test_set.scheme.metric)
 
 

@@ -1,10 +1,13 @@
 """The command lines as a person uses them: results, exit codes, one line for what is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.io import savemat
 
 import fedcunet.__main__ as library
 import simulations.__main__ as simulations
@@ -121,6 +124,38 @@ def test_training_then_evaluating_then_predicting(
         "11_1.png",
         "points.json",
     ]
+
+
+def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
+    command: Command, root: Path, tmp_path: Path
+) -> None:
+    people, out = tmp_path / "people", tmp_path / "training"
+    arguments = ["--out", people, "--num-train", 6, "--num-test", 3, "--processes", 1]
+    assert command("fedcunet", "data", "make", "people", *arguments)[0] == 0
+    arguments = ["--root", people, "--unets", 1, "--order", 0, "--size", 64, "--epochs", 1]
+    assert command("fedcunet", "train", "--data", "people", *arguments, "--out", out)[0] == 0
+    joints = np.random.default_rng(0).uniform(60, 200, (14, 3, 4))
+    joints[:, 2] = 1
+    savemat(tmp_path / "joints.mat", {"joints": joints})
+    (tmp_path / "images").mkdir()
+    pictures = sorted((people / "images").iterdir())
+    for number, picture in enumerate(pictures[:4], start=1):
+        shutil.copy(picture, tmp_path / "images" / f"im{number:05d}.jpg")
+    arguments = ["--checkpoint", out / "best.safetensors", "--json", "--root"]
+    code, text, err = command(
+        "fedcunet", "evaluate", "--data", "lspet", "--subset", "all", *arguments, tmp_path
+    )
+    result = json.loads(text)
+    assert code == 0
+    assert result["images"] == 4
+    assert len(result["per_landmark"]) == 14
+    assert result["mean_shape_percent"] >= 0
+    assert result["boxes"] == "square landmark box x 1.5"
+    assert "trained on mpii16; of its 16 landmarks the 14 of lsp14 are scored" in err
+    code, text, err = command("fedcunet", "evaluate", "--data", "300w", *arguments, root)
+    assert code == 2
+    assert text == ""
+    assert "trained on mpii16, 300w has face68" in err
 
 
 def test_checks_find_this_machine_in_order(command: Command) -> None:

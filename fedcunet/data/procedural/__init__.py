@@ -1,5 +1,6 @@
-"""An embedded 68-point face set, painted by numbers, for use where real faces are absent."""
+"""Embedded faces (68 points) and people (16 joints), drawn by numbers, for want of real ones."""
 
 from .faces import make_faces
+from .people import default_processes, make_people
 
-__all__ = ["make_faces"]
+__all__ = ["default_processes", "make_faces", "make_people"]

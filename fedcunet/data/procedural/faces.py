@@ -4,10 +4,6 @@
 beside every picture, so that the 300-W reader loads it as it is.
 """
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import cv2
 import numpy as np
 
 from ...errors import UserError
+from .folders import make_once
 from .photos import Photo, jpeg_again, make_photo
 from .scene import noise_bank
 from .sources import TEST, TRAIN, Source
@@ -67,57 +64,14 @@ def make_faces(
         "num_test": num_test,
         "counts": counts,
     }
-    if _is_made(root, wanted):
-        return counts
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    threads = cv2.getNumThreads()
-    try:
-        cv2.setNumThreads(1)  # on pictures this small, handing parts to threads costs more
-        _write_all(work, plan, seed, progress)
-        (work / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        work.chmod(0o777 & ~_umask())  # mkdtemp made it private
-        os.replace(work, root)  # an empty folder there is replaced
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    finally:
-        cv2.setNumThreads(threads)
+    make_once(
+        root,
+        kind="face set",
+        manifest=MANIFEST,
+        wanted=wanted,
+        write=lambda work: _write_all(work, plan, seed, progress),
+    )
     return counts
-
-
-def _is_made(root: Path, wanted: dict[str, object]) -> bool:
-    """Whether `root` already holds the wanted set; refuses what is there otherwise."""
-    if not root.exists():
-        return False
-    if not root.is_dir():
-        raise UserError(f"{root}: expected a folder for the embedded faces, found a file")
-    if not any(root.iterdir()):
-        return False
-    try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        described = {key: found[key] for key in ("version", "seed", "num_train", "num_test")}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{root}: expected an absent or empty folder or a face set, found other files; "
-            "nothing was changed"
-        ) from None
-    asked = {key: wanted[key] for key in described}
-    if described != asked:
-        raise UserError(
-            f"{root}: expected a face set with {_words(asked)}, found one with {_words(described)}"
-        )
-    return True
-
-
-def _words(values: dict[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _shares(parts: tuple[tuple[Source, float], ...], total: int) -> list[tuple[Source, int]]:
