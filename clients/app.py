@@ -36,7 +36,13 @@ from fedcunet.records import (
     read_train,
     update_content,
 )
-from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
+from fedcunet.training.local import (
+    OPTIMIZERS,
+    LocalResult,
+    augmentation_of,
+    crops_of,
+    train_pass,
+)
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 
 app = ClientApp()
@@ -201,8 +207,7 @@ def _dataset(data: DataConfig) -> AnnotationSet:
 
 @functools.lru_cache(maxsize=2)
 def _crops(data: DataConfig) -> Crops:
-    found = _dataset(data)
-    return Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
+    return crops_of(data, _dataset(data))
 
 
 @functools.lru_cache(maxsize=4)

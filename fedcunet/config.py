@@ -102,6 +102,9 @@ class DataConfig:
     # augmentation: mirror half of the crops; the paper mirrors people and not faces.
     flip: Literal["paper", "always", "never"] = "paper"
     cache_bytes: int = 512 * 2**20  # memory for decoded base crops in one process
+    cache_dir: str = ".fedcunet/cache"  # the same on disk, for all processes of this machine
+    disk_cache_bytes: int = 2 * 2**30  # of that folder, whoever fills it; 0: nothing on disk
+    flip_test: bool = False  # evaluation: heatmaps are the mean of the crop's and its mirror's
 
     def __post_init__(self) -> None:
         check_range("data.size", self.size, 64, 1024)
@@ -112,6 +115,7 @@ class DataConfig:
         check_range("data.rotation", self.rotation, 0, 30)
         check_range("data.colour", self.colour, 0, 1)
         check_range("data.cache-bytes", self.cache_bytes, 0, 2**50)
+        check_range("data.disk-cache-bytes", self.disk_cache_bytes, 0, 2**50)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,12 +11,17 @@ from torch import nn
 
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet
-from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.evaluation import Evaluation, evaluate
-from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
+from fedcunet.training.local import (
+    OPTIMIZERS,
+    LocalResult,
+    augmentation_of,
+    crops_of,
+    train_pass,
+)
 from fedcunet.training.network import build_network
 from fedcunet.training.schedule import rate_factor
 
@@ -68,15 +73,7 @@ def train_network(
     Raises:
         UserError: if there is nothing to resume, or a training is there and `resume` is not set.
     """
-    crops, test_crops = (
-        Crops(
-            found.annotations,
-            found.scheme,
-            size=config.data.size,
-            budget_bytes=config.data.cache_bytes,
-        )
-        for found in (train_set, test_set)
-    )
+    crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
     torch.set_num_threads(config.training.threads)
     model = build_network(config, train_set.scheme.num_landmarks)
     first_epoch, best = 1, None
@@ -109,7 +106,7 @@ def train_network(
             seed=(config.seed, epoch),
             progress=_step_reporter(on_step, epoch),
         )
-        evaluation = evaluate(model, test_set, test_crops)
+        evaluation = evaluate(model, test_set, test_crops, flip_test=config.data.flip_test)
         # Errors are better when smaller, shares of correct points when larger.
         merit = (-1 if train_set.scheme.is_face else 1) * evaluation.percent
         is_best = best is None or merit > best
