@@ -89,8 +89,9 @@ class QuantConfig:
 class DataConfig:
     """Which images, and how they are cropped and augmented."""
 
-    name: str = "faces"  # data set: 300w, faces, lsp, lspet, mpii
-    root: str = ".fedcunet/data/faces"  # its folder
+    # Data set: 300w, faces, lsp, lspet, mpii; or several such as lsp+mpii, tested on the first.
+    name: str = "faces"
+    root: str = ".fedcunet/data/faces"  # its folder; of several, with commas: DIR1,DIR2
     train_subset: str = "train"
     test_subset: str = "test"
     size: int = 64  # side of the square crop in pixels, a multiple of 64
