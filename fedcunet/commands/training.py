@@ -162,7 +162,8 @@ def train(
         def on_epoch(epoch: Epoch) -> None:
             epochs_done.append(epoch)
             seconds = (time.monotonic() - begin) / len(epochs_done)
-            console.print(_epoch_line(epoch, epochs, seconds * (epochs - epoch.epoch)))
+            line = _epoch_line(epoch, epochs, seconds * (epochs - epoch.epoch))
+            console.print(line, soft_wrap=True)
 
         train_network(
             config,

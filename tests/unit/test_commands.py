@@ -222,7 +222,7 @@ def test_a_truncated_image_is_named(command: Command, root: Path) -> None:
     arguments += ["--unets", 1, "--order", 0, "--epochs", 1]
     code, _, err = command("fedcunet", "train", *arguments)
     assert code == 2
-    assert "1_1.jpg: expected a whole image" in err
+    assert "1_1.jpg: expected a whole JPEG image" in err
 
 
 def test_a_run_folder_that_is_taken_is_left_alone(
