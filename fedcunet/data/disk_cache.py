@@ -25,9 +25,9 @@ import numpy as np
 _HEADER = struct.Struct("<4sIII2d2d")  # magic, CRC-32 of the rest, rows, columns, scale, offset
 _MAGIC = b"fcc1"
 _TOTAL = "total"
+_TOTAL_DIGITS = 20  # always as many, so that the file is never cut short
 _SUFFIX = ".crop"
 _STALE_SECONDS = 24 * 3600  # what nobody used for a day gives way when the folder is full
-_LONGEST_WRITE_SECONDS = 3600
 _FULL_SECONDS = 60.0  # how long a process takes a full folder to stay full
 
 Kept = tuple[np.ndarray, tuple[float, float], tuple[float, float]]
@@ -74,20 +74,23 @@ class DiskCache:
     ) -> bool:
         """Keeps an array if the budget holds it, after what is stale has gone; says whether."""
         blob = _pack(pixels_HW3, scale_2, offset_2)
+        if len(blob) > self._budget_bytes or time.monotonic() < self._full_until:
+            return False
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not self._reserve(self._path(key), len(blob)):
-                return False
-            self._write(self._path(key), blob)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True, exist_ok=True)
+            # One writer at a time, or the folder's bytes could not be held to the budget.
+            with self._locked_total() as handle:
+                return self._put(handle, self._path(key), blob)
         except OSError:
             return False
-        return True
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}{_SUFFIX}"
 
     def _write(self, path: Path, blob: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -97,21 +100,21 @@ class DiskCache:
             os.unlink(name)
             raise
 
-    def _reserve(self, path: Path, num_bytes: int) -> bool:
-        """Takes `num_bytes` of the budget for `path`, unless that would overdraw it."""
-        if num_bytes > self._budget_bytes or time.monotonic() < self._full_until:
+    def _put(self, handle: int, path: Path, blob: bytes) -> bool:
+        """Writes `blob` unless that would overdraw the budget; the total is locked."""
+        total = _read_total(handle)
+        if path.exists():  # damaged, or another process was faster
+            total = None if total is None else total - path.stat().st_size
+            path.unlink()
+        if total is None or total + len(blob) > self._budget_bytes:
+            total = self._swept(len(blob))
+        if total + len(blob) > self._budget_bytes:
+            _write_total(handle, total)
+            self._full_until = time.monotonic() + _FULL_SECONDS
             return False
-        with self._locked_total() as handle:
-            total = _read_total(handle)
-            # A damaged file under this key is about to be replaced; its bytes are counted already.
-            before = path.stat().st_size if path.exists() else 0
-            if total is None or total - before + num_bytes > self._budget_bytes:
-                total = self._swept(num_bytes - before)
-            fits = total - before + num_bytes <= self._budget_bytes
-            _write_total(handle, total - before + num_bytes if fits else total)
-            if not fits:
-                self._full_until = time.monotonic() + _FULL_SECONDS
-            return fits
+        _write_total(handle, total + len(blob))
+        self._write(path, blob)
+        return True
 
     @contextmanager
     def _locked_total(self) -> Iterator[int]:
@@ -132,8 +135,8 @@ class DiskCache:
                 status = path.stat()
                 if path.suffix == _SUFFIX:
                     files.append((status.st_mtime, status.st_size, path))
-                elif now - status.st_mtime > _LONGEST_WRITE_SECONDS:
-                    path.unlink()  # a process died while it wrote
+                else:
+                    path.unlink()  # its writer died: the lock is ours
             except FileNotFoundError:
                 continue
         total = sum(size for _, size, _ in files)
@@ -147,13 +150,14 @@ class DiskCache:
 
 def _read_total(handle: int) -> int | None:
     """None where the file is new or damaged: then the folder is counted."""
-    text = os.pread(handle, 32, 0)
-    return int(text) if text.isdigit() else None
+    text = os.pread(handle, _TOTAL_DIGITS + 1, 0)
+    return int(text) if len(text) == _TOTAL_DIGITS and text.isdigit() else None
 
 
 def _write_total(handle: int, total: int) -> None:
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(total).encode(), 0)
+    if os.fstat(handle).st_size != _TOTAL_DIGITS:
+        os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{total:0{_TOTAL_DIGITS}}".encode(), 0)
 
 
 def _pack(
