@@ -117,6 +117,8 @@ class DataConfig:
         check_range("data.colour", self.colour, 0, 1)
         check_range("data.cache-bytes", self.cache_bytes, 0, 2**50)
         check_range("data.disk-cache-bytes", self.disk_cache_bytes, 0, 2**50)
+        if not self.cache_dir and self.disk_cache_bytes:
+            raise UserError("data.cache-dir: expected a folder, found none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,7 +45,7 @@ RootOption = Annotated[
 FlipTestOption = Annotated[
     bool,
     typer.Option(
-        "--flip-test", help="Evaluate on the mean of each crop's and its mirror's heatmaps."
+        "--flip-test", help="Predict from the mean of each crop's and its mirror's heatmaps."
     ),
 ]
 CheckpointOption = Annotated[
