@@ -40,7 +40,13 @@ from fedcunet.records import (
     update_content,
 )
 from fedcunet.training.evaluation import predict, score
-from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
+from fedcunet.training.local import (
+    OPTIMIZERS,
+    LocalResult,
+    augmentation_of,
+    crops_of,
+    train_pass,
+)
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 
 app = ClientApp()
@@ -101,7 +107,8 @@ def evaluate(message: Message, context: Context) -> Message:
     held_part = _own_parts(task.config, context)[1]
     if not len(held_part):
         raise UserError("expected images kept back for validation, found none")
-    predicted_NK2 = predict(task.model, CropSubset(_crops(data), held_part.tolist()))
+    held_crops = CropSubset(_crops(data), held_part.tolist())
+    predicted_NK2 = predict(task.model, held_crops, flip_test=data.flip_test)
     target_NK2, labelled_NK, head_size_N = _targets(data)
     evaluation = score(
         predicted_NK2,
@@ -264,8 +271,7 @@ def _dataset(data: DataConfig) -> AnnotationSet:
 
 @functools.lru_cache(maxsize=2)
 def _crops(data: DataConfig) -> Crops:
-    found = _dataset(data)
-    return Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
+    return crops_of(data, _dataset(data))
 
 
 @functools.lru_cache(maxsize=4)

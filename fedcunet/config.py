@@ -102,9 +102,10 @@ class QuantConfig:
 class DataConfig:
     """Which images, and how they are cropped and augmented."""
 
-    # data set: 300w, faces, lsp, lsp-oc (observer-centric), lspet, mpii, people
+    # data set: 300w, faces, lsp, lsp-oc (observer-centric), lspet, mpii, people; or several such as
+    # lsp+mpii, tested on the first.
     name: str = "faces"
-    root: str = ".fedcunet/data/faces"  # its folder
+    root: str = ".fedcunet/data/faces"  # its folder; of several, with commas: DIR1,DIR2
     train_subset: str = "train"
     test_subset: str = "test"
     size: int = 64  # side of the square crop in pixels, a multiple of 64
@@ -116,6 +117,9 @@ class DataConfig:
     # augmentation: mirror half of the crops; the paper mirrors people and not faces.
     flip: Literal["paper", "always", "never"] = "paper"
     cache_bytes: int = 512 * 2**20  # memory for decoded base crops in one process
+    cache_dir: str = ".fedcunet/cache"  # the same on disk, for all processes of this machine
+    disk_cache_bytes: int = 2 * 2**30  # of that folder, whoever fills it; 0: nothing on disk
+    flip_test: bool = False  # evaluation: heatmaps are the mean of the crop's and its mirror's
 
     def __post_init__(self) -> None:
         check_range("data.size", self.size, 64, 1024)
@@ -126,6 +130,9 @@ class DataConfig:
         check_range("data.rotation", self.rotation, 0, 30)
         check_range("data.colour", self.colour, 0, 1)
         check_range("data.cache-bytes", self.cache_bytes, 0, 2**50)
+        check_range("data.disk-cache-bytes", self.disk_cache_bytes, 0, 2**50)
+        if not self.cache_dir and self.disk_cache_bytes:
+            raise UserError("data.cache-dir: expected a folder, found none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,7 +59,13 @@ ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN = (
     "run-token",
 )
 # What a client's own machine decides, and no server: these keys are never sent.
-LOCAL_KEYS = ("data.root", "data.cache-bytes", "federation.state-dir")
+LOCAL_KEYS = (
+    "data.root",
+    "data.cache-bytes",
+    "data.cache-dir",
+    "data.disk-cache-bytes",
+    "federation.state-dir",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from fedcunet.training.evaluation import (
     predict,
     score_crops,
 )
+from fedcunet.training.local import crops_of
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 from fedcunet.training.schedule import rate_factor
 from server.recorder import RunRecorder
@@ -145,10 +146,7 @@ class TestData:
         for found in (train_set, test_set):
             if not found.annotations:
                 raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
-        train_crops, crops = (
-            Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
-            for found in (train_set, test_set)
-        )
+        train_crops, crops = (crops_of(data, found) for found in (train_set, test_set))
         baseline = evaluate_mean_shape(train_crops, test_set, crops)
         return cls(data=test_set, crops=crops, baseline=baseline)
 
@@ -190,7 +188,11 @@ class _Run:
             set_vector(self.model, state_N)
             self._recorder.checkpoint(self.model, scheme, line.round)
         if evaluation_due(self._config, line.round):
-            self._predicted_NK2 = predict(self.model, self._test_data.crops)
+            self._predicted_NK2 = predict(
+                self.model,
+                self._test_data.crops,
+                flip_test=self._config.data.flip_test,
+            )
             evaluation = score_crops(self._predicted_NK2, self._test_data.crops, scheme.metric)
             self._last = evaluation
         self._display.round_done(self._recorder.round(line, clients, evaluation, client_evaluation))

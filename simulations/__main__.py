@@ -83,6 +83,8 @@ class Engine:
         local = {
             "data.root": config.data.root,
             "data.cache-bytes": config.data.cache_bytes,
+            "data.cache-dir": config.data.cache_dir,
+            "data.disk-cache-bytes": config.data.disk_cache_bytes,
             "federation.state-dir": config.federation.state_dir,
         }
         nodes = [local | {"device": device.name} for device in devices]

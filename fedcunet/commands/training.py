@@ -1,6 +1,8 @@
 """The commands `train`, `evaluate` and `predict`."""
 
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from fedcunet.commands.machine import (
     SupervisionsOption,
     warn_of_order,
 )
-from fedcunet.config import RunConfig
+from fedcunet.config import DataConfig, RunConfig
 from fedcunet.data import DATASETS, Annotation, AnnotationSet, load
 from fedcunet.data.annotations import LandmarkScheme, landmarks_in
 from fedcunet.data.crops import Crops, apply_affine
@@ -28,11 +30,24 @@ from fedcunet.training.central import BEST, Epoch, train_network
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint, to_device
 from fedcunet.training.evaluation import evaluate as evaluate_network
 from fedcunet.training.evaluation import evaluate_mean_shape, predict_batches
+from fedcunet.training.local import crops_of
+from fedcunet.training.training_log import has_tensorboard
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
-DataOption = Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")]
-RootOption = Annotated[str, typer.Option("--root", help="Folder of the data set.")]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}; several to train on: lsp+mpii."),
+]
+RootOption = Annotated[
+    str, typer.Option("--root", help="Folder of the data set; of several: DIR1,DIR2.")
+]
+FlipTestOption = Annotated[
+    bool,
+    typer.Option(
+        "--flip-test", help="Predict from the mean of each crop's and its mirror's heatmaps."
+    ),
+]
 CheckpointOption = Annotated[
     Path, typer.Option("--checkpoint", help="A checkpoint file of this program.")
 ]
@@ -82,6 +97,7 @@ def train(
     ] = "paper",
     optimizer: Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")] = "rmsprop",
     boxes: BoxesOption = "landmarks",
+    flip_test: FlipTestOption = False,
     threads: Annotated[int, typer.Option("--threads", help="Of torch.")] = 1,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
@@ -92,6 +108,13 @@ def train(
 
     Example: fedcunet train --data faces --root .fedcunet/data/faces --unets 2 --size 64
     --epochs 5 --bits 8,1,8 --alpha --learning-rate 1e-3 --out .fedcunet/train
+
+    Several data sets: --data lsp+mpii --root LSP,MPII trains on the people of both, with the joints
+    of the first, and evaluates on the first one's test images.
+
+    --out gets best.safetensors (the best epoch), last.safetensors (to --resume from),
+    history.jsonl (a line an epoch) and, where TensorBoard is installed, its logs in tensorboard/.
+    Decoded crops are kept in .fedcunet/cache for the next training.
     """
     warn_of_order(model, order)
     config = RunConfig().replace(
@@ -112,6 +135,7 @@ def train(
         data__root=root,
         data__size=size,
         data__boxes=boxes,
+        data__flip_test=flip_test,
         training__epochs=epochs,
         training__batch_size=batch_size,
         training__learning_rate=learning_rate,
@@ -123,16 +147,23 @@ def train(
     test_set = _load(data, root, config.data.test_subset, boxes)
     epochs_done: list[Epoch] = []
     console = Console(stderr=True, highlight=False)
+    if not has_tensorboard():
+        console.print("no TensorBoard logs: pip install tensorboard gives them", markup=False)
+    begin = time.monotonic()
     with _progress(console) as progress:
         bar = progress.add_task("epoch 1", total=None)
 
         def on_step(epoch: int, done: int, total: int, loss: float) -> None:
-            text = f"epoch {epoch}/{epochs} loss {loss:.5f}"
-            progress.update(bar, completed=done, total=total, description=text)
+            text = f"epoch {epoch}/{epochs}  loss {loss:.5f}{_best_text(epochs_done)}"
+            # The bar and its time left are those of the whole training.
+            done += (epoch - 1) * total
+            progress.update(bar, completed=done, total=epochs * total, description=text)
 
         def on_epoch(epoch: Epoch) -> None:
             epochs_done.append(epoch)
-            console.print(_epoch_line(epoch, epochs))
+            seconds = (time.monotonic() - begin) / len(epochs_done)
+            line = _epoch_line(epoch, epochs, seconds * (epochs - epoch.epoch))
+            console.print(line, soft_wrap=True)
 
         train_network(
             config,
@@ -148,7 +179,14 @@ def train(
         raise UserError(f"{out}: all of {epochs} epochs are done already; raise --epochs")
     last = epochs_done[-1].evaluation
     if as_json:
-        print(json.dumps({"epochs": epochs, last.metric_name: last.percent, "out": str(out)}))
+        result = {
+            "epochs": epochs,
+            "loss": epochs_done[-1].result.loss,
+            last.metric_name: last.percent,
+            f"best_{last.metric_name}": epochs_done[-1].best_percent,
+            "out": str(out),
+        }
+        print(json.dumps(result))
     else:
         print(f"{out / BEST}: the best checkpoint, by {last.metric_name} on '{test_set.subset}'")
 
@@ -161,6 +199,7 @@ def evaluate(
         str, typer.Option("--subset", help="test, common, challenge, or a folder.")
     ] = "test",
     boxes: BoxesOption = "landmarks",
+    flip_test: FlipTestOption = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -177,6 +216,7 @@ def evaluate(
             test_set,
             crops,
             landmarks=landmarks,
+            flip_test=flip_test,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     result: dict[str, Any] = {
@@ -206,28 +246,36 @@ def predict(
     box: Annotated[
         str | None, typer.Option("--box", help="x,y,w,h in pixels; the whole image where absent.")
     ] = None,
+    flip_test: FlipTestOption = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Writes each image with the predicted points drawn, and their coordinates as points.json.
 
-    Coordinates are 0-based pixels of the image. A given box is cropped as it is.
+    Coordinates are 0-based pixels of the picture that is written and that viewers show: an
+    orientation tag, as phones set it, is applied. A given box, in the same pixels, is cropped as it
+    is.
     """
     loaded = load_checkpoint(checkpoint)
     to_device(loaded.model, device)
     images = _images(source)
     annotations = [_unlabelled(path, loaded.scheme, box) for path in images]
-    crops = Crops(annotations, loaded.scheme, size=loaded.config.data.size, budget_bytes=0)
+    size = loaded.config.data.size
+    crops = Crops(annotations, loaded.scheme, size=size, budget_bytes=0, oriented=True)
     out.mkdir(parents=True, exist_ok=True)
     points: dict[str, Any] = {}
     with _progress(Console(stderr=True)) as progress:
         bar = progress.add_task("images", total=len(images))
-        for indices, predicted_BK2, to_image_B23 in predict_batches(loaded.model, crops):
+        for indices, predicted_BK2, to_image_B23 in predict_batches(
+            loaded.model, crops, flip_test=flip_test
+        ):
             mapped_BK2 = apply_affine(to_image_B23, predicted_BK2)
             for index, found_K2 in zip(indices, mapped_BK2, strict=True):
                 path = images[index]
                 every_K = np.ones(len(found_K2), dtype=bool)
-                picture = draw_landmarks(read_image(path), found_K2, every_K, loaded.scheme)
+                picture = draw_landmarks(
+                    read_image(path, oriented=True), found_K2, every_K, loaded.scheme
+                )
                 write_image(out / f"{path.stem}.png", picture)
                 points[path.name] = np.round(found_K2, 2).tolist()
                 progress.advance(bar)
@@ -250,13 +298,21 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _epoch_line(epoch: Epoch, num_epochs: int) -> str:
+def _best_text(epochs: list[Epoch]) -> str:
+    """The best figure so far, once there is one."""
+    if not epochs:
+        return ""
+    return f"  best {epochs[-1].evaluation.metric_name} {epochs[-1].best_percent:.2f}"
+
+
+def _epoch_line(epoch: Epoch, num_epochs: int, seconds_left: float) -> str:
+    left = f"  {timedelta(seconds=round(seconds_left))} left" if epoch.epoch < num_epochs else ""
     rate = epoch.result.num_examples / epoch.result.seconds
     return (
         f"epoch {epoch.epoch}/{num_epochs}  loss {epoch.result.loss:.5f}  "
         f"{epoch.evaluation.metric_name} {epoch.evaluation.percent:.2f}"
         f"{' (best)' if epoch.is_best else ''}  rate {epoch.learning_rate:.2g}  "
-        f"{rate:.0f} images/s"
+        f"{rate:.0f} images/s{left}"
     )
 
 
@@ -292,8 +348,8 @@ def _landmarks(loaded: Checkpoint, path: Path, found: AnnotationSet) -> tuple[in
 
 
 def _crops(loaded: Checkpoint, found: AnnotationSet) -> Crops:
-    data = loaded.config.data
-    return Crops(found.annotations, found.scheme, size=data.size, budget_bytes=data.cache_bytes)
+    # Of the checkpoint's setting the size alone: a file from elsewhere names no folder to write to.
+    return crops_of(DataConfig(size=loaded.config.data.size), found)
 
 
 def _mean_shape_percent(
@@ -338,7 +394,7 @@ def _images(source: Path) -> list[Path]:
 
 def _unlabelled(path: Path, scheme: LandmarkScheme, box: str | None) -> Annotation:
     """An annotation without points whose box is the given one, or the whole image."""
-    height, width = read_image(path).shape[:2]
+    height, width = read_image(path, oriented=True).shape[:2]
     corners = (0.0, 0.0, float(width), float(height))
     if box is not None:
         try:

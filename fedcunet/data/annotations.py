@@ -133,14 +133,14 @@ SCHEMES = {scheme.name: scheme for scheme in (FACE68, LSP14, MPII16)}
 
 # LSP's joints as MPII ids (HMR, Kanazawa et al., CVPR 2018, src/datasets/lsp_to_tfrecords.py): LSP
 # has neither pelvis nor thorax, and its neck is MPII's upper neck.
-_LSP14_IN_MPII16 = (0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9)
+LSP14_IN_MPII16 = (0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8, 9)
 
 
 def landmarks_in(source: LandmarkScheme, target: LandmarkScheme) -> tuple[int, ...] | None:
     """For each landmark of `target` the index of the same one in `source`; None if some lack."""
     if source.name == target.name:
         return tuple(range(target.num_landmarks))
-    known = {(MPII16.name, LSP14.name): _LSP14_IN_MPII16}
+    known = {(MPII16.name, LSP14.name): LSP14_IN_MPII16}
     return known.get((source.name, target.name))
 
 

@@ -11,21 +11,32 @@ from torch import nn
 
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet
-from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.evaluation import Evaluation, evaluate
-from fedcunet.training.local import OPTIMIZERS, LocalResult, augmentation_of, train_pass
+from fedcunet.training.local import (
+    OPTIMIZERS,
+    LocalResult,
+    augmentation_of,
+    batches,
+    crops_of,
+    train_pass,
+)
 from fedcunet.training.network import build_network
 from fedcunet.training.schedule import rate_factor
+from fedcunet.training.training_log import TrainingLog, open_training_log
 
-LAST, BEST, OPTIMIZER, HISTORY = (
+LAST, BEST, OPTIMIZER, HISTORY, TENSORBOARD = (
     "last.safetensors",
     "best.safetensors",
     "optimizer.safetensors",
     "history.jsonl",
+    "tensorboard",
 )
+
+# What a training that is resumed may set anew: its length, and what changes no result.
+MAY_CHANGE = ("training.epochs", "data.cache-bytes", "data.cache-dir", "data.disk-cache-bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +48,7 @@ class Epoch:
     evaluation: Evaluation
     learning_rate: float
     is_best: bool
+    best_percent: float  # of all epochs so far, those before a resume too
 
 
 def train_network(
@@ -50,7 +62,7 @@ def train_network(
     on_step: Callable[[int, int, int, float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> nn.Module:
-    """Trains the setting's network and writes `last`, `best` and `history.jsonl` into `out`.
+    """Trains the setting's network; checkpoints, history and TensorBoard logs go into `out`.
 
     The optimiser's state is saved beside the last checkpoint, and everything random follows from
     the seed and the epoch: a training that is resumed ends as one that was never interrupted.
@@ -62,21 +74,13 @@ def train_network(
         out: folder of the checkpoints.
         device: torch's name of the device.
         resume: go on from `out`.
-        on_step: called with epoch, steps done, steps of the epoch, loss.
+        on_step: called with epoch, steps done in it, steps of an epoch, loss.
         on_epoch: called after each epoch.
 
     Raises:
         UserError: if there is nothing to resume, or a training is there and `resume` is not set.
     """
-    crops, test_crops = (
-        Crops(
-            found.annotations,
-            found.scheme,
-            size=config.data.size,
-            budget_bytes=config.data.cache_bytes,
-        )
-        for found in (train_set, test_set)
-    )
+    crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
     torch.set_num_threads(config.training.threads)
     model = build_network(config, train_set.scheme.num_landmarks)
     first_epoch, best = 1, None
@@ -89,67 +93,73 @@ def train_network(
     optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), training.learning_rate)
     if resume:
         _load_optimizer(out / OPTIMIZER, model, optimizer)
-    for epoch in range(first_epoch, training.epochs + 1):
-        rate = training.learning_rate * rate_factor(
-            training.schedule,
-            epoch=epoch - 1,
-            num_epochs=training.epochs,
-            is_face=train_set.scheme.is_face,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        result = train_pass(
-            model,
-            crops,
-            optimizer,
-            batch_size=training.batch_size,
-            num_epochs=1,
-            sigma=config.data.sigma,
-            augmentation=augmentation_of(config.data, train_set.scheme),
-            seed=(config.seed, epoch),
-            progress=_step_reporter(on_step, epoch),
-        )
-        evaluation = evaluate(model, test_set, test_crops)
-        # Errors are better when smaller, shares of correct points when larger.
-        merit = (-1 if train_set.scheme.is_face else 1) * evaluation.percent
-        is_best = best is None or merit > best
-        best = merit if best is None else max(best, merit)
-        facts = {"epoch": str(epoch), "percent": repr(evaluation.percent), "best": repr(best)}
-        if is_best:
-            save_checkpoint(out / BEST, model, config, train_set.scheme, facts)
-        _save_optimizer(out / OPTIMIZER, model, optimizer)
-        save_checkpoint(out / LAST, model, config, train_set.scheme, facts)
-        _log(out / HISTORY, epoch, result, evaluation, rate)
-        if on_epoch is not None:
-            on_epoch(
-                Epoch(
-                    epoch=epoch,
-                    result=result,
-                    evaluation=evaluation,
-                    learning_rate=rate,
-                    is_best=is_best,
-                )
+    steps = len(batches(range(len(crops)), training.batch_size))  # of an epoch
+    if first_epoch > training.epochs:
+        return model
+    with open_training_log(out / TENSORBOARD, steps_done=(first_epoch - 1) * steps) as log:
+        for epoch in range(first_epoch, training.epochs + 1):
+            rate = training.learning_rate * rate_factor(
+                training.schedule,
+                epoch=epoch - 1,
+                num_epochs=training.epochs,
+                is_face=train_set.scheme.is_face,
             )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            result = train_pass(
+                model,
+                crops,
+                optimizer,
+                batch_size=training.batch_size,
+                num_epochs=1,
+                sigma=config.data.sigma,
+                augmentation=augmentation_of(config.data, train_set.scheme),
+                seed=(config.seed, epoch),
+                progress=_step_reporter(log, on_step, epoch),
+            )
+            evaluation = evaluate(model, test_set, test_crops, flip_test=config.data.flip_test)
+            # Errors are better when smaller, shares of correct points when larger.
+            merit = (-1 if train_set.scheme.is_face else 1) * evaluation.percent
+            is_best = best is None or merit > best
+            best = merit if best is None else max(best, merit)
+            facts = {"epoch": str(epoch), "percent": repr(evaluation.percent), "best": repr(best)}
+            if is_best:
+                save_checkpoint(out / BEST, model, config, train_set.scheme, facts)
+            _save_optimizer(out / OPTIMIZER, model, optimizer)
+            save_checkpoint(out / LAST, model, config, train_set.scheme, facts)
+            done = Epoch(
+                epoch=epoch,
+                result=result,
+                evaluation=evaluation,
+                learning_rate=rate,
+                is_best=is_best,
+                best_percent=abs(best),
+            )
+            _record(out / HISTORY, log, epoch * steps, done)
+            if on_epoch is not None:
+                on_epoch(done)
     return model
 
 
 def _step_reporter(
-    on_step: Callable[[int, int, int, float], None] | None, epoch: int
-) -> Callable[[int, int, float], None] | None:
-    if on_step is None:
-        return None
-    return lambda done, total, loss: on_step(epoch, done, total, loss)
+    log: TrainingLog, on_step: Callable[[int, int, int, float], None] | None, epoch: int
+) -> Callable[[int, int, float], None]:
+    """Logs the loss of each step, and tells who watches."""
+
+    def report(done: int, total: int, loss: float) -> None:
+        log.add((epoch - 1) * total + done, {"train/step_loss": loss})
+        if on_step is not None:
+            on_step(epoch, done, total, loss)
+
+    return report
 
 
 def _resume(out: Path, model: nn.Module, config: RunConfig) -> tuple[int, float | None]:
     """Loads the last checkpoint into `model`; returns the next epoch and the best merit so far."""
     checkpoint = load_checkpoint(out / LAST)
-    if checkpoint.config.replace(training__epochs=config.training.epochs) != config:
-        changed = [
-            key
-            for key, value in config.flat().items()
-            if checkpoint.config.flat()[key] != value and key != "training.epochs"
-        ]
+    before, now = checkpoint.config.flat(), config.flat()
+    changed = [key for key in now if before[key] != now[key] and key not in MAY_CHANGE]
+    if changed:
         raise UserError(f"{out / LAST}: was trained with another {', '.join(changed)}")
     model.load_state_dict(checkpoint.model.state_dict())
     return int(checkpoint.facts["epoch"]) + 1, float(checkpoint.facts["best"])
@@ -180,16 +190,25 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
-def _log(
-    path: Path, epoch: int, result: LocalResult, evaluation: Evaluation, learning_rate: float
-) -> None:
+def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch) -> None:
+    """Appends the epoch's line to the history, and its values to the log."""
+    evaluation, result = epoch.evaluation, epoch.result
     line = {
-        "epoch": epoch,
+        "epoch": epoch.epoch,
         "loss": result.loss,
         evaluation.metric_name: evaluation.percent,
-        "learning_rate": learning_rate,
+        "learning_rate": epoch.learning_rate,
         "seconds": result.seconds,
         "images_per_second": result.num_examples / result.seconds,
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+    values = {
+        "train/loss": result.loss,
+        "train/learning_rate": epoch.learning_rate,
+        "train/images_per_second": line["images_per_second"],
+        f"evaluation/{evaluation.metric_name}": evaluation.percent,
+        "epoch": epoch.epoch,
+    }
+    log.add(steps_done, values)
+    log.flush()

@@ -11,6 +11,7 @@ from fedcunet import metrics
 from fedcunet.data.annotations import AnnotationSet
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.heatmaps import decode_heatmaps
+from fedcunet.data.prefetch import prefetched
 from fedcunet.training.local import STRIDE
 from fedcunet.training.losses import supervisions_of
 
@@ -30,9 +31,20 @@ class Evaluation:
 
 @torch.no_grad()
 def predict_batches(
-    model: nn.Module, crops: Crops | CropSubset, *, batch_size: int = 64
+    model: nn.Module,
+    crops: Crops | CropSubset,
+    *,
+    batch_size: int = 64,
+    flip_test: bool = False,
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Predicts batch by batch, from the last supervised U-Net's heatmaps.
+
+    Args:
+        model: on its device.
+        crops: what is predicted on, as they are.
+        batch_size: crops of a step; the next are loaded meanwhile.
+        flip_test: take the mean of these heatmaps and of those of the mirrored crops, mirrored
+            back (Newell et al., ECCV 2016, section 4.1), at twice the time.
 
     Yields:
         Indices, points (B, K, 2) float64 in crop pixels, and the maps from crop to image
@@ -41,27 +53,46 @@ def predict_batches(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    for start in range(0, len(crops), batch_size):
-        indices = range(start, min(start + batch_size, len(crops)))
-        batch = crops.batch(indices)
+    flip_order_K = torch.from_numpy(crops.flip_order).to(device)
+    count = len(crops)
+    plan = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    for indices, batch in zip(plan, prefetched(crops.batch, plan), strict=True):
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
-        heatmap_BKHW = model(images_B3HW)[-1].float()
-        if supervisions_of(model)[-1] == "detection":
-            heatmap_BKHW = heatmap_BKHW.sigmoid()
+        heatmap_BKHW = _heatmaps(model, images_B3HW)
+        if flip_test:
+            mirrored_BKHW = _heatmaps(model, images_B3HW.flip(3))
+            heatmap_BKHW = (heatmap_BKHW + mirror_heatmaps(mirrored_BKHW, flip_order_K)) / 2
         points_BK2 = decode_heatmaps(heatmap_BKHW, stride=STRIDE)
         yield indices, points_BK2.cpu().numpy().astype(np.float64), batch.to_image_B23
     model.train(was_training)
+
+
+def mirror_heatmaps(heatmap_BKHW: torch.Tensor, flip_order_K: torch.Tensor) -> torch.Tensor:
+    """The heatmaps of the mirrored crop: pixels mirrored, left and right landmarks exchanged.
+
+    A crop of W pixels mirrors x to W - 1 - x. A heatmap pixel is `STRIDE` whole crop pixels wide,
+    so its columns mirror alike and nothing needs to be shifted.
+    """
+    return heatmap_BKHW[:, flip_order_K].flip(3)
+
+
+def _heatmaps(model: nn.Module, images_B3HW: torch.Tensor) -> torch.Tensor:
+    """Of the last supervised U-Net, in [0, 1] where they are logits."""
+    heatmap_BKHW: torch.Tensor = model(images_B3HW)[-1].float()
+    is_detection = supervisions_of(model)[-1] == "detection"
+    return heatmap_BKHW.sigmoid() if is_detection else heatmap_BKHW
 
 
 def predict(
     model: nn.Module,
     crops: Crops | CropSubset,
     *,
+    flip_test: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Points (N, K, 2) of all crops, float64 in crop pixels."""
+    """Points (N, K, 2) of all crops, float64 in crop pixels; see `predict_batches`."""
     points = []
-    for indices, points_BK2, _ in predict_batches(model, crops):
+    for indices, points_BK2, _ in predict_batches(model, crops, flip_test=flip_test):
         points.append(points_BK2)
         if progress is not None:
             progress(indices.stop, len(crops))
@@ -138,13 +169,14 @@ def evaluate(
     crops: Crops,
     *,
     landmarks: Sequence[int] | None = None,
+    flip_test: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """The accuracy of `model` on the plain crops of `test_set`.
+    """The accuracy of `model` on the plain crops of `test_set`; see `predict_batches`.
 
     A model of another scheme needs `landmarks`: which of its landmarks are those of `test_set`.
     """
-    predicted_NK2 = predict(model, crops, progress=progress)
+    predicted_NK2 = predict(model, crops, flip_test=flip_test, progress=progress)
     if landmarks is not None:
         predicted_NK2 = predicted_NK2[:, list(landmarks)]
     return score_crops(predicted_NK2, crops, test_set.scheme.metric)

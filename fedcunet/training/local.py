@@ -6,14 +6,17 @@ B batch, K landmarks, S heatmap side.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedcunet.config import DataConfig
-from fedcunet.data.annotations import LandmarkScheme
-from fedcunet.data.crops import Augmentation, Crops, CropSubset
+from fedcunet.data.annotations import AnnotationSet, LandmarkScheme
+from fedcunet.data.crops import Augmentation, CropBatch, Crops, CropSubset
+from fedcunet.data.disk_cache import DiskCache
+from fedcunet.data.prefetch import prefetched
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
 from fedcunet.training.losses import make_targets, supervised_loss, supervisions_of
@@ -36,6 +39,20 @@ class LocalResult:
     num_steps: int
     loss: float  # mean over the steps
     seconds: float  # wall time of loading and steps
+
+
+def crops_of(data: DataConfig, found: AnnotationSet) -> Crops:
+    """The crops of a setting, with its caches."""
+    disk = None
+    if data.disk_cache_bytes:
+        disk = DiskCache(Path(data.cache_dir), data.disk_cache_bytes)
+    return Crops(
+        found.annotations,
+        found.scheme,
+        size=data.size,
+        budget_bytes=data.cache_bytes,
+        disk=disk,
+    )
 
 
 def augmentation_of(data: DataConfig, scheme: LandmarkScheme) -> Augmentation:
@@ -106,8 +123,11 @@ def train_pass(
     plan = batches(order[:wanted], batch_size)
     model.train()
     losses = []
-    for step, indices in enumerate(plan, start=1):
-        batch = crops.batch(indices, augmentation=augmentation, generator=generator)
+
+    def make(indices: list[int]) -> CropBatch:
+        return crops.batch(indices, augmentation=augmentation, generator=generator)
+
+    for step, batch in enumerate(prefetched(make, plan), start=1):
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
         labelled_BK = batch.labelled_BK.to(device)
         targets = make_targets(

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 import fedcunet.__main__ as library
 import simulations.__main__ as simulations
+from fedcunet.config import RunConfig
+from fedcunet.data import FACE68
+from fedcunet.data.images import read_image, write_image
+from fedcunet.training.checkpoint import save_checkpoint
+from fedcunet.training.network import build_network
 
 FACES = {
     "helen/trainset": [f"{n}_1.jpg" for n in range(4)],
@@ -158,6 +164,62 @@ def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
     assert "trained on mpii16, 300w has face68" in err
 
 
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A checkpoint of a small face network as it begins."""
+    config = RunConfig().replace(model__unets=1, model__order=0)
+    path = tmp_path / "untrained.safetensors"
+    save_checkpoint(path, build_network(config, 68), config, FACE68)
+    return path
+
+
+def test_predict_gives_the_points_of_the_picture_that_viewers_show(
+    command: Command, tmp_path: Path, untrained: Path, generator: np.random.Generator
+) -> None:
+    noise_HW3 = generator.integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored picture is shown turned by a quarter to the right
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise_HW3).save(tmp_path / "in" / "phone.jpg", exif=exif)
+    upright_HW3 = read_image(tmp_path / "in" / "phone.jpg", oriented=True)
+    write_image(tmp_path / "in" / "upright.png", upright_HW3)
+    for options in ([], ["--box", "10,5,40,40"], ["--flip-test"]):
+        code, text, _ = command(
+            "fedcunet", "predict", tmp_path / "in", "--checkpoint", untrained,
+            "--out", tmp_path / "out", "--json", *options,
+        )  # fmt: skip
+        points = json.loads(text)
+        assert code == 0
+        assert points["phone.jpg"] == points["upright.png"]
+    picture_HW3 = read_image(tmp_path / "out" / "phone.png")
+    assert picture_HW3.shape[0] < picture_HW3.shape[1]
+    assert (picture_HW3 == read_image(tmp_path / "out" / "upright.png")).all()
+
+
+def test_evaluate_takes_the_flip_test(command: Command, root: Path, untrained: Path) -> None:
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", root, "--json"]
+    found = [
+        json.loads(command("fedcunet", "evaluate", *arguments, *options)[1])["nme_percent"]
+        for options in ([], ["--flip-test"])
+    ]
+    assert found[0] != found[1]
+
+
+def test_training_says_once_that_there_is_no_tensorboard(
+    command: Command, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedcunet.commands.training.has_tensorboard", lambda: False)
+    monkeypatch.setattr("fedcunet.training.training_log.has_tensorboard", lambda: False)
+    arguments = ["--data", "300w", "--root", root, "--unets", 1, "--order", 0, "--size", 64]
+    arguments += ["--epochs", 2, "--batch-size", 4, "--out", tmp_path / "out", "--json"]
+    code, text, err = command("fedcunet", "train", *arguments)
+    result = json.loads(text)
+    assert code == 0
+    assert err.count("TensorBoard") == 1
+    assert "left" in err
+    assert result["best_nme_percent"] <= result["nme_percent"]
+
+
 def test_checks_find_this_machine_in_order(command: Command) -> None:
     code, out, _ = command("fedcunet", "checks", "--json")
     found = {check["name"]: check for check in json.loads(out)["checks"]}
@@ -204,6 +266,10 @@ WRONG = {
     "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "of dunet, stacked, found 'vgg'"),
     "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
     "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
+    "one folder for two data sets": (
+        "fedcunet train --data lsp+mpii --root {r} --out {r}/o --size 64",
+        "lsp+mpii: expected 2 folders",
+    ),
     "no checkpoint": (
         "fedcunet evaluate --checkpoint {r}/no --data 300w --root {r}",
         "not found",
@@ -257,7 +323,7 @@ def test_a_truncated_image_is_named(command: Command, root: Path) -> None:
     arguments += ["--unets", 1, "--order", 0, "--epochs", 1]
     code, _, err = command("fedcunet", "train", *arguments)
     assert code == 2
-    assert "1_1.jpg: expected a whole image" in err
+    assert "1_1.jpg: expected a whole JPEG image" in err
 
 
 def test_a_run_folder_that_is_taken_is_left_alone(

@@ -56,6 +56,7 @@ def test_a_wrong_value_on_a_command_line_is_refused(typed: str, said: str) -> No
     [
         ("[training]\nlearnin-rate = 1.0", "did you mean 'training.learning-rate'?"),
         ("[trainin]\n", "did you mean 'training'?"),
+        ("[data]\ncache-dir = ''", "data.cache-dir: expected a folder"),
         ("[training]\nlearning_rate = 1.0", "unknown key 'training.learning_rate'"),
         ("[training]\nbatch-size = 'x'", "expected a whole number, found 'x'"),
         ("[training]\nbatch-size = true", "expected a whole number, found True"),
