@@ -69,6 +69,10 @@ class DeviceTime:
 
 _GIB = 2**30
 
+# Of a device's memory, what a training process may take: an assumption, as the rest is the
+# system's and other programs'.
+TRAINING_SHARE = 0.5
+
 
 def _bytes_per_second(megabits_per_second: float) -> float:
     """Network rates are published in 10^6 bits a second."""
@@ -197,6 +201,16 @@ def device_time(
         downlink=bytes_down / profile.downlink_bytes_per_second,
         uplink=bytes_up / profile.uplink_bytes_per_second,
     )
+
+
+def too_small(devices: list[DeviceProfile], needed_bytes: int) -> list[DeviceProfile]:
+    """The devices whose share for training is less than what a training process was seen to take.
+
+    Args:
+        devices: the clients' devices.
+        needed_bytes: high-water mark of such a process (`fedcunet.measured.StepNeed`).
+    """
+    return [device for device in devices if needed_bytes > TRAINING_SHARE * device.memory_bytes]
 
 
 def describe(devices: list[DeviceProfile]) -> str:

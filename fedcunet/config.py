@@ -203,6 +203,7 @@ class FederationConfig:
     validation_fraction: float = 0.0
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
     state_dir: str = ".fedcunet/clients"  # the clients' own state, a file each
+    measured_dir: str = ".fedcunet/measured"  # memory that training steps were seen to take
 
     def __post_init__(self) -> None:
         check_range("federation.clients", self.clients, 1, 1_000_000)

@@ -1,43 +1,31 @@
 """Memory and time of a training step, measured: nothing here follows from bit widths.
 
-The bytes come from the events of torch's CPU allocator, which knows nothing of what a tensor is
-for: every allocation and every release between the start and the end of a step. The process's
-own high-water mark, in a fresh process, is the second opinion.
+On the CPU the bytes come from the events of torch's allocator, which knows nothing of what a
+tensor is for: every allocation and every release between the start and the end of a step. On CUDA
+they come from the allocator's statistics. The growth of a fresh process's high-water mark is the
+second opinion on the CPU (`fedcunet/measured.py`).
 """
 
 import gc
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fedcunet.config import RunConfig
-from fedcunet.errors import RunFailure, UserError
+from fedcunet.config import QuantConfig, RunConfig
+from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
+from fedcunet.training.checkpoint import to_device
 from fedcunet.training.local import OPTIMIZERS, STRIDE
 from fedcunet.training.losses import regression_loss
 from fedcunet.training.network import build_network
 
 FORWARD_DONE = "fedcunet: forward done"
 STEP_DONE = "fedcunet: step done"
-
-# With glibc's defaults freed memory stays with the process and the growth of later steps hides
-# in it: large blocks are to be mapped, and given back, one by one.
-PLAIN_MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +44,12 @@ class TrainingStep:
     Args:
         config: model, bits, crop size, batch size and optimiser are used.
         num_landmarks: K of the heatmaps.
+        device: torch's name of the device.
     """
 
-    def __init__(self, config: RunConfig, num_landmarks: int = 16) -> None:
-        self.model = build_network(config, num_landmarks).train()
+    def __init__(self, config: RunConfig, num_landmarks: int = 16, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = to_device(build_network(config, num_landmarks), device).train()
         self.latent = quantised_weights(self.model)
         training = config.training
         self.optimizer = OPTIMIZERS[training.optimizer](
@@ -69,9 +59,9 @@ class TrainingStep:
         shape, side = (training.batch_size, num_landmarks), config.data.size // STRIDE
         self.images_B3SS = torch.rand(
             training.batch_size, 3, config.data.size, config.data.size, generator=generator
-        ).to(memory_format=torch.channels_last)
-        self.target_BKSS = torch.rand(*shape, side, side, generator=generator)
-        self.labelled_BK = torch.ones(shape, dtype=torch.bool)
+        ).to(self.device, memory_format=torch.channels_last)
+        self.target_BKSS = torch.rand(*shape, side, side, generator=generator).to(self.device)
+        self.labelled_BK = torch.ones(shape, dtype=torch.bool, device=self.device)
 
     def __call__(self, mark: Callable[[str], object] = lambda name: None) -> float:
         """Makes a step and returns its loss; gradients are gone afterwards.
@@ -89,6 +79,13 @@ class TrainingStep:
         mark(STEP_DONE)
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
+
+    def warm_up(self) -> None:
+        """Makes a step on two of the examples: the optimiser's state comes with the first step."""
+        batch = self.images_B3SS, self.target_BKSS, self.labelled_BK
+        self.images_B3SS, self.target_BKSS, self.labelled_BK = (part[:2] for part in batch)
+        self()
+        self.images_B3SS, self.target_BKSS, self.labelled_BK = batch
 
     def static_bytes(self) -> int:
         """Bytes that stay from step to step: state of model and optimiser, images, targets."""
@@ -108,8 +105,11 @@ def storage_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-def allocator_bytes(run: Callable[[Callable[[str], object]], object]) -> dict[str, int]:
-    """Runs `run(mark)` once and returns allocator bytes, relative to the start.
+Run = Callable[[Callable[[str], object]], object]
+
+
+def allocator_bytes(run: Run) -> dict[str, int]:
+    """Runs `run(mark)` once and returns bytes of the CPU's allocator, relative to the start.
 
     Returns:
         For each name that `run` marks: bytes held at that moment; and under "peak" the most that
@@ -144,105 +144,75 @@ def allocator_bytes(run: Callable[[Callable[[str], object]], object]) -> dict[st
     return found
 
 
-def measure(
-    step: TrainingStep, other: TrainingStep | None = None, *, repeats: int = 3
-) -> tuple[StepCost, StepCost | None]:
-    """The cost of `step`, and of `other` beside it.
+def cuda_bytes(run: Run, device: torch.device) -> dict[str, int]:
+    """`allocator_bytes` of a CUDA device, from its allocator's statistics."""
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    found: dict[str, int] = {}
 
-    The timed steps of the two take turns, so that a busy machine slows both alike.
+    def mark(name: str) -> None:
+        found[name] = torch.cuda.memory_allocated(device) - before
+
+    run(mark)
+    return found | {"peak": torch.cuda.max_memory_allocated(device) - before}
+
+
+def step_bytes(step: TrainingStep) -> dict[str, int]:
+    """What a step allocates on its device, relative to its start: see `allocator_bytes`."""
+    return cuda_bytes(step, step.device) if step.device.type == "cuda" else allocator_bytes(step)
+
+
+def measure(steps: Sequence[TrainingStep], *, repeats: int = 3) -> list[StepCost]:
+    """The cost of each step.
+
+    The timed steps take turns, so that a busy machine slows all of them alike.
 
     Args:
-        step: of the setting asked for.
-        other: of the setting to compare with.
+        steps: what to measure.
         repeats: timed steps of each, at least 1; the shortest counts.
     """
-    steps = [step] if other is None else [step, other]
-    for each in steps:
-        each()  # the optimiser's state and the libraries' work spaces come with the first step
-    memory = [allocator_bytes(each) for each in steps]
-    seconds: list[list[float]] = [[] for _ in steps]
-    for _ in range(repeats):
-        for times, each in zip(seconds, steps, strict=True):
-            begin = time.perf_counter()
-            each()
-            times.append(time.perf_counter() - begin)
-    costs = [
+    for step in steps:
+        step()  # the optimiser's state and the libraries' work spaces come with the first step
+    memory = [step_bytes(step) for step in steps]
+    rounds = [[_timed(step) for step in steps] for _ in range(repeats)]
+    seconds = [min(times) for times in zip(*rounds, strict=True)]
+    return [
         StepCost(
-            peak_bytes=each.static_bytes() + found["peak"],
+            peak_bytes=step.static_bytes() + found["peak"],
             saved_bytes=found[FORWARD_DONE],
-            static_bytes=each.static_bytes(),
-            step_seconds=min(times),
+            static_bytes=step.static_bytes(),
+            step_seconds=shortest,
         )
-        for each, found, times in zip(steps, memory, seconds, strict=True)
+        for step, found, shortest in zip(steps, memory, seconds, strict=True)
     ]
-    return costs[0], costs[1] if other is not None else None
+
+
+def _timed(step: TrainingStep) -> float:
+    """Wall seconds of a step, whose last act is to read its loss: the device is done then."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
 
 
 def naive(config: RunConfig) -> RunConfig:
     """The same network, batch and optimiser in float32 with plain autograd."""
-    return config.replace(quant__bits="32,32,32", quant__alpha=False, quant__storage="float32")
+    return replace(config, quant=QuantConfig())
 
 
 def compare_with_naive(
-    config: RunConfig, num_landmarks: int = 16, *, repeats: int = 3
+    config: RunConfig, num_landmarks: int = 16, *, repeats: int = 3, device: str = "cpu"
 ) -> dict[str, object]:
     """The keys of `fedcunet memory --json`: the setting, naive float32, and their ratios."""
-    cost, reference = measure(
-        TrainingStep(config, num_landmarks),
-        TrainingStep(naive(config), num_landmarks),
-        repeats=repeats,
-    )
-    assert reference is not None
+    steps = [TrainingStep(setting, num_landmarks, device) for setting in (config, naive(config))]
+    cost, reference = measure(steps, repeats=repeats)
+    return {**asdict(cost), "naive_float32": asdict(reference)} | ratios(cost, reference)
+
+
+def ratios(cost: StepCost, reference: StepCost) -> dict[str, float]:
+    """Peak bytes and step time of a setting over those of naive float32."""
     return {
-        **asdict(cost),
-        "naive_float32": asdict(reference),
         "peak_ratio": cost.peak_bytes / reference.peak_bytes,
         "step_ratio": cost.step_seconds / reference.step_seconds,
     }
-
-
-def resident_growth(config: RunConfig, num_landmarks: int = 16) -> int:
-    """Bytes by which the first step raises a fresh process's high-water mark (Linux).
-
-    The mark is reset before the step; its growth is over what is resident then, with network and
-    batch in place. The first step also makes the optimiser's state.
-
-    Raises:
-        UserError: where the system has no /proc/self/clear_refs.
-        RunFailure: if the process fails.
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        raise UserError("the growth of the high-water mark: this needs Linux's /proc")
-    code = (
-        "import json, sys; from fedcunet.memory import _grow; "
-        "print(_grow(json.loads(sys.argv[1]), int(sys.argv[2])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(config.flat()), str(num_landmarks)],
-        env={**os.environ, **PLAIN_MALLOC},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise RunFailure(f"the measured process failed: {lines[-1] if lines else done.returncode}")
-    return int(done.stdout)
-
-
-def _grow(flat: dict[str, bool | int | float | str], num_landmarks: int) -> int:
-    torch.set_num_threads(1)
-    step = TrainingStep(RunConfig.from_flat(flat), num_landmarks)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RunFailure(f"/proc/self/status has no {field}")

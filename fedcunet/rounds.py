@@ -65,6 +65,7 @@ LOCAL_KEYS = (
     "data.cache-dir",
     "data.disk-cache-bytes",
     "federation.state-dir",
+    "federation.measured-dir",
 )
 
 

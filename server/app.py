@@ -19,8 +19,10 @@ from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.measured import summary_figures
+from fedcunet.metrics import balance_index
 from fedcunet.rounds import ClientLine, RoundLine, Server, evaluation_due
-from fedcunet.training.checkpoint import model_bytes, tensors_sha256
+from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,
     evaluate_mean_shape,
@@ -165,6 +167,8 @@ class _Run:
         self.model: nn.Module = build_network(config, test_data.data.scheme.num_landmarks)
         self._config, self._test_data = config, test_data
         self._recorder, self._display = recorder, display
+        # Measured now: a setting whose step does not fit is known before its rounds begin.
+        self._memory = summary_figures(config, test_data.data.scheme.num_landmarks)
         self.first_problem = ""  # why the first client was refused, for a run that fails
         self._last: Evaluation | None = None
         self._predicted_NK2: np.ndarray | None = None
@@ -203,7 +207,7 @@ class _Run:
         assert self._predicted_NK2 is not None
         crops, scheme = self._test_data.crops, self._test_data.data.scheme
         self._recorder.examples(crops, self._predicted_NK2, self._last.error_N, scheme)
-        recorder, spec = self._recorder, self._config.quant.spec()
+        recorder, size = self._recorder, model_bytes(self.model, self._config, scheme)
         totals, num_replies = recorder.totals, sum(recorder.replies.values())
         committed, abandoned = totals["committed"], totals["abandoned"]
         layout = network_layout(self.model)
@@ -220,8 +224,11 @@ class _Run:
             "auc": self._last.auc,
             "failure_percent": self._last.failure_percent,
             "images": len(crops),
-            "quantisation": spec.name,
-            "model_bytes": model_bytes(self.model, spec.weight_bits, spec.alpha),
+            "quantisation": self._config.quant.spec().name,
+            "model_bytes": size,
+            "model_ratio": size / float32_bytes(self.model),
+            **self._memory,
+            "balance_index": self._balance_index(size),
             "bytes_up_per_client_round": up,
             "bytes_down_per_client_round": down,
             "bits_per_parameter_up": 8 * up / layout.num_parameters,
@@ -233,3 +240,10 @@ class _Run:
             "checkpoint_sha256": tensors_sha256(self.model),
             "setting": self._config.flat(),
         }
+
+    def _balance_index(self, size: int) -> float | None:
+        """Of the final model (the paper's Eq. 7); None for other metrics than NME."""
+        ratio = self._memory["training_peak_ratio"]
+        if self._last is None or self._last.metric_name != "nme_percent" or ratio is None:
+            return None
+        return balance_index(self._last.percent, ratio, size / float32_bytes(self.model))

@@ -2,6 +2,7 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
 
+import functools
 import json
 import os
 import sys
@@ -14,12 +15,20 @@ import typer
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from clients.devices import assign, parse_fleet
+from clients.devices import (
+    TRAINING_SHARE,
+    DeviceProfile,
+    assign,
+    describe,
+    parse_fleet,
+    too_small,
+)
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS, load
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
+from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
 from server.app import RUNS_DIR, serve
 from simulations.display import RunDisplay, comparison_table
@@ -33,8 +42,6 @@ ENGINES = ("ray", "loopback")
 
 # Measured: a worker that has loaded torch and the client app and trained a small step.
 IDLE_WORKER_BYTES = 400 * 10**6
-# Saved activations of a float32 step, in bytes for each U-Net and input pixel (256x256).
-ACTIVATION_BYTES = 1250
 
 app = typer.Typer(
     help="Federated training of virtual clients on this machine or on a Ray cluster. "
@@ -80,6 +87,7 @@ class Engine:
         devices = assign(
             parse_fleet(config.federation.fleet), config.federation.clients, config.seed
         )
+        _warn_of_small_devices(devices, config)
         local = {
             "data.root": config.data.root,
             "data.cache-bytes": config.data.cache_bytes,
@@ -107,17 +115,34 @@ class Engine:
 
 
 def worker_bytes(config: RunConfig) -> int:
-    """About what a worker process takes, so that a run that cannot fit is refused at its start.
+    """What a worker process takes, so that a run that cannot fit is refused at its start.
 
-    A worker with torch, the images it keeps, and the activations
-    of a step, of which fake quantisation keeps 1.4 times as many.
+    A worker that has loaded everything (measured once), the images it keeps (a limit that it
+    holds), and a training step of this setting (measured: `fedcunet/measured.py`).
     """
-    training = config.training
-    pixels = training.batch_size * config.data.size**2
-    activations = ACTIVATION_BYTES * config.model.unets * pixels
-    if config.quant.spec().input_bits != 32:
-        activations = int(1.4 * activations)
-    return IDLE_WORKER_BYTES + config.data.cache_bytes + activations
+    return IDLE_WORKER_BYTES + config.data.cache_bytes + _step_need(config).growth_bytes
+
+
+@functools.lru_cache(maxsize=8)
+def _step_need(config: RunConfig) -> StepNeed:
+    data = config.data
+    found = load(data.name, data.root, data.train_subset, boxes=data.boxes)
+    return step_need(config, found.scheme.num_landmarks)
+
+
+def _warn_of_small_devices(devices: list[DeviceProfile], config: RunConfig) -> None:
+    """Says so on standard error if devices of the fleet could not hold the training process."""
+    try:
+        needed = _step_need(config).resident_bytes
+    except NotMeasured:
+        return  # the summary says so
+    small = too_small(devices, needed)
+    if small:
+        print(
+            f"fleet: too small for a training process of {needed / 1e9:.2f} GB (measured; a "
+            f"device gives it {TRAINING_SHARE:.0%} of its memory): {describe(small)}",
+            file=sys.stderr,
+        )
 
 
 SettingArgument = Annotated[Path, typer.Argument(help="Setting file (TOML).", show_default=False)]

@@ -104,6 +104,21 @@ def columns(summaries: Sequence[Mapping[str, Any]]) -> list[Column]:
         column(
             "Model", "at its weight bits", [units.size(s.get("model_bytes")) for s in summaries]
         ),
+        column(
+            "Training peak",
+            "memory of a step",
+            [units.size(s.get("training_peak_bytes")) for s in summaries],
+        ),
+        column(
+            "Training peak",
+            "to naive float32",
+            [units.plain(s.get("training_peak_ratio"), 3) for s in summaries],
+        ),
+        column(
+            "Balance index",
+            "NME² · memory · size",
+            [units.plain(s.get("balance_index")) for s in summaries],
+        ),
         column("Time", "of this run", [units.seconds(s.get("seconds")) for s in summaries]),
         column(
             "Device time",

@@ -22,6 +22,7 @@ import psutil
 import ray
 
 from fedcunet.errors import RunFailure
+from fedcunet.measured import free_memory_bytes
 from fedcunet.records import one_line
 
 # Shared memory for models on their way; they are small, and Ray's default is 30 % of the machine.
@@ -187,19 +188,3 @@ def check_memory(num_workers: int, bytes_per_worker: int = WORKER_BYTES) -> None
     raise RunFailure(
         f"{num_workers} {noun} about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free: {advice}"
     )
-
-
-def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that new processes can take: free on the machine, or left in a container's limit."""
-    free = int(psutil.virtual_memory().available)
-    for limit_name, usage_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit = int((cgroup / limit_name).read_text())
-            usage = int((cgroup / usage_name).read_text())
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-        free = min(free, max(0, limit - usage))
-    return free

@@ -44,7 +44,24 @@ _HOW = (
         "and last layers, padding, checksum. kB and MB are 10³ and 10⁶ bytes.",
     ),
     ("Bits per parameter", "8 × length of the blob / number of parameters of the network."),
-    ("Model size", "The network packed at its weight bits, with what stays in float."),
+    (
+        "Model size",
+        "Length of the file that `fedcunet export` packs for inference: weights at 1 or 1.6 bits, "
+        "alpha and BatchNorm at 8, first and last layers in float16. With float32 weights: the "
+        "float32 state.",
+    ),
+    (
+        "Training peak",
+        "Measured on this machine's CPU in a fresh process: bytes of torch's allocator at the "
+        "highest point of a training step at the setting's batch size; parameters, optimiser, "
+        "images, activations and gradients counted. The ratio is to the same network and batch in "
+        "plain float32, measured likewise.",
+    ),
+    (
+        "Balance index",
+        "NME² · training peak ratio · model size over float32 (Tang et al., ECCV 2018, Eq. 7); "
+        "lower is better.",
+    ),
     (
         "Device time",
         "Virtual. Compute measured on this machine (or the setting's seconds per example) divided "
@@ -175,6 +192,7 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"a client, a round; {down_bits} bits per parameter",
         ),
         ("Model", units.size(summary.get("model_bytes")), "at its weight bits"),
+        *_memory_tiles(summary),
         ("Device time", units.seconds(summary.get("device_seconds_per_round")), "a mean round"),
         ("Time", units.seconds(summary.get("seconds")), "of this simulation"),
         ("Replies", f"{accepted:,}", f"accepted; {num_rejected:,} rejected"),
@@ -206,6 +224,19 @@ def _client_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "beside the bytes of training",
         ),
     ]
+
+
+def _memory_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Training memory and balance index, where the run has them."""
+    tiles = []
+    if units.number(summary.get("training_peak_bytes")) is not None:
+        ratio = units.number(summary.get("training_peak_ratio"))
+        note = units.printable(summary.get("training_peak_note") or "not known")
+        words = f"{ratio:.3f} of naive float32" if ratio is not None else f"ratio: {note}"
+        tiles.append(("Training peak", units.size(summary["training_peak_bytes"]), words))
+    if units.number(summary.get("balance_index")) is not None:
+        tiles.append(("Balance index", units.plain(summary["balance_index"]), "lower is better"))
+    return tiles
 
 
 def _headline_table(runs: Sequence[RunFolder], names: Sequence[str], out: Path) -> str:

@@ -24,6 +24,12 @@ def generator(seed: int) -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
+def measured_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of measured memory for all tests: each setting is measured once."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real research data, which is no part of the repository."""
     named = os.environ.get("FEDCUNET_DATA")

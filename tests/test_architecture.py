@@ -54,6 +54,8 @@ ALLOWED = {
     "memory": {"config", "quant", "training", "errors"},
     # Trains and measures by means of the library; nothing in the library knows of it.
     "paper": {"config", "data", "training", "models", "memory", "metrics", "files", "errors"},
+    "measured": {"memory", "config", "files", "errors"},
+    "sweep": {"measured", "memory", "config", "files", "errors"},
 }
 FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcunet.config import RunConfig
+from fedcunet.data import FACE68, SCHEMES
 from fedcunet.errors import RunFailure
 from fedcunet.models.dunet import convolution_parameters
-from fedcunet.training.checkpoint import model_bytes
-from fedcunet.training.network import make_network, state_tensors
+from fedcunet.training.checkpoint import float32_bytes, model_bytes
+from fedcunet.training.network import build_network
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 ModelOption = Annotated[
@@ -62,8 +63,10 @@ def sizes(
 ) -> None:
     """Counts a network's parameters, and its bytes in float32 and at its weight bits.
 
-    No network is stored for it. bytes_packed: quantised weights at their bits, alpha at 16 bits
-    a filter, first and last convolutions and BatchNorm at 32 bits.
+    bytes_packed is the length of the file that `fedcunet export` writes of the network with its
+    first weights: quantised weights at 1 or 1.6 bits, alpha and BatchNorm at 8, first and last
+    convolutions in float16, header and setting. Training moves it by some bytes, for values that
+    no grid of 8 bits suits. With weights at 32 bits it is the float32 state.
     """
     warn_of_order(model, order)
     config = RunConfig().replace(
@@ -75,16 +78,16 @@ def sizes(
         quant__bits=bits,
         quant__alpha=alpha,
     )
-    # Without storage: even the largest network takes no memory.
-    with torch.device("meta"):
-        network = make_network(config.model, landmarks)
     spec = config.quant.spec()
-    state = state_tensors(network)
+    network = build_network(config, landmarks)
+    schemes = {scheme.num_landmarks: scheme for scheme in SCHEMES.values()}
+    # Of the scheme only the name takes part in the length.
+    scheme = schemes.get(landmarks, FACE68)
     result = {
         "conv_parameters": convolution_parameters(network),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "bytes_float32": 4 * sum(tensor.numel() for tensor in state.values()),
-        "bytes_packed": model_bytes(network, spec.weight_bits, spec.alpha),
+        "bytes_float32": float32_bytes(network),
+        "bytes_packed": model_bytes(network, config, scheme),
     }
     if as_json:
         print(json.dumps(result))
@@ -99,7 +102,9 @@ def sizes(
     table.add_row("convolution parameters", f"{result['conv_parameters']:,}")
     table.add_row("all parameters", f"{result['parameters']:,}")
     table.add_row("state in float32", f"{result['bytes_float32'] / 1e6:.2f} MB")
-    table.add_row(f"weights at {spec.weight_bits} bits", f"{result['bytes_packed'] / 1e6:.2f} MB")
+    table.add_row(
+        f"as a file, weights at {spec.weight_bits} bits", f"{result['bytes_packed'] / 1e6:.2f} MB"
+    )
     Console().print(table)
 
 

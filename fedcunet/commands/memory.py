@@ -1,7 +1,10 @@
 """The command `memory`: what a training step really takes, beside naive float32."""
 
 import json
-from typing import Annotated
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,7 +19,19 @@ from fedcunet.commands.machine import (
     warn_of_order,
 )
 from fedcunet.config import RunConfig
-from fedcunet.memory import compare_with_naive
+from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
+from fedcunet.measured import NotMeasured, resident_growth
+from fedcunet.memory import compare_with_naive, naive
+from fedcunet.sweep import (
+    PAPER_FIGURE_5,
+    DepthLine,
+    draw_figure,
+    sweep_depths,
+    sweep_settings,
+)
+
+SWEEP_DIR = Path(".fedcunet/memory")
 
 
 def memory(
@@ -34,7 +49,7 @@ def memory(
         typer.Option(
             "--input-quantizer",
             help="paper, ranged or source.",
-            show_default="source with packed storage, else ranged",
+            show_default="ranged with float32 storage, else source",
         ),
     ] = None,
     gradient_scale: Annotated[
@@ -44,22 +59,53 @@ def memory(
         str, typer.Option("--storage", help="float32 (plain autograd), or packed.")
     ] = "float32",
     optimizer: Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")] = "rmsprop",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", help="Of torch.")] = 1,
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Timed steps; the shortest counts.")
     ] = 3,
+    resident: Annotated[
+        bool,
+        typer.Option(
+            "--resident/--no-resident",
+            help="CPU: the growth of a fresh process's high-water mark as well.",
+        ),
+    ] = True,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="All settings, and memory by number of U-Nets.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Sweep: folder of sweep.json and fig5.png.",
+            show_default=str(SWEEP_DIR),
+        ),
+    ] = None,
+    depths: Annotated[
+        str, typer.Option("--depths", help="Sweep: numbers of U-Nets to measure for Fig. 5.")
+    ] = "2,3,4",
+    figure_batch: Annotated[
+        int, typer.Option("--figure-batch", help="Sweep: examples of a step in Fig. 5.")
+    ] = 16,
+    budget: Annotated[
+        float, typer.Option("--budget", min=0.01, help="Sweep: GB that Fig. 5 is to fit.")
+    ] = 12.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures a training step on the CPU, and the same network's naive float32 step beside it.
+    """Measures a training step, and the same network's naive float32 step beside it.
 
     Bytes are those of torch's allocator: peak = what stays from step to step (parameters,
     optimiser, batch) + the high-water mark of the step; saved = what the forward pass leaves for
     the backward pass. Packed storage saves most with --input-quantizer source; with another
-    quantiser the maps it keeps are floats.
+    quantiser the maps it keeps are floats. On the CPU the growth of a fresh process's high-water
+    mark over one step stands beside the allocator's figure for the same growth.
+
+    With --sweep: a table of all settings, and the paper's Fig. 5.
     """
     warn_of_order(model, order)
     if input_quantizer is None:
-        input_quantizer = "source" if storage == "packed" else "ranged"
+        input_quantizer = "ranged" if storage == "float32" else "source"
     config = RunConfig().replace(
         model__kind=model,
         model__unets=unets,
@@ -75,28 +121,166 @@ def memory(
         quant__gradient_scale=gradient_scale,
         quant__storage=storage,
     )
+    if out is not None and not sweep:
+        raise UserError("--out: expected with --sweep")
+    numbers = _depths(depths)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        result = compare_with_naive(config, landmarks, repeats=repeats)
+        if sweep:
+            folder = SWEEP_DIR if out is None else out
+            _sweep(
+                config,
+                landmarks,
+                folder,
+                repeats=repeats,
+                device=device,
+                depths=numbers,
+                figure_batch=figure_batch,
+                budget_bytes=budget * 1e9,
+                as_json=as_json,
+            )
+            return
+        result = compare_with_naive(config, landmarks, repeats=repeats, device=device)
     finally:
         torch.set_num_threads(before)
+    if resident and torch.device(device).type == "cpu":
+        _add_growth(result, config, landmarks)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        Console().print(_table(result, f"{bits} {storage}"))
+
+
+def _depths(text: str) -> list[int]:
+    parts = text.replace(" ", "").split(",")
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    if len(numbers) != len(parts) or len(numbers) < 2 or numbers != sorted(set(numbers)):
+        raise UserError(f"--depths: expected ascending whole numbers such as 2,3,4, found '{text}'")
+    return numbers
+
+
+def _add_growth(result: dict[str, Any], config: RunConfig, landmarks: int) -> None:
+    """The process's growth in a step beside the allocator's, for the setting and naive float32.
+
+    Both are over what is there before the first step; where the system cannot say, they are None
+    and "resident_note" says why.
+    """
+    for figures, setting in ((result, config), (result["naive_float32"], naive(config))):
+        figures |= {"resident_growth_bytes": None, "allocator_growth_bytes": None}
+        try:
+            found = resident_growth(setting, landmarks)
+        except NotMeasured as failure:
+            figures["resident_note"] = str(failure)
+            continue
+        figures["resident_growth_bytes"] = found["growth_bytes"]
+        figures["allocator_growth_bytes"] = figures["peak_bytes"] - found["static_before_bytes"]
+
+
+def _table(result: dict[str, Any], title: str) -> Table:
+    reference = result["naive_float32"]
+    table = Table(box=None)
+    for heading in ("", title, "naive float32", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = {"peak": "peak", "saved": "saved", "static": "static"}
+    rows |= {"resident_growth": "process growth", "allocator_growth": "  by the allocator"}
+    for key, name in rows.items():
+        own, other = result.get(f"{key}_bytes"), reference.get(f"{key}_bytes")
+        if own is not None and other is not None:
+            cells = f"{own / 1e6:.1f}", f"{other / 1e6:.1f}", f"{own / other:.3f}"
+            table.add_row(f"{name} MB", *cells)
+    own, other = result["step_seconds"], reference["step_seconds"]
+    table.add_row("step seconds", f"{own:.3f}", f"{other:.3f}", f"{result['step_ratio']:.2f}")
+    for figures in (result, reference):
+        if "resident_note" in figures:
+            table.caption = f"process growth: {figures['resident_note']}"
+    return table
+
+
+def _sweep(
+    config: RunConfig,
+    landmarks: int,
+    folder: Path,
+    *,
+    repeats: int,
+    device: str,
+    depths: list[int],
+    figure_batch: int,
+    budget_bytes: float,
+    as_json: bool,
+) -> None:
+    """Measures all settings and Fig. 5, writes sweep.json and fig5.png, prints the tables."""
+    rows = sweep_settings(config, landmarks, repeats=repeats, device=device)
+    result: dict[str, Any] = {
+        "model": {"kind": config.model.kind, "order": config.model.order, "landmarks": landmarks},
+        "size": config.data.size,
+        "device": device,
+        "threads": config.training.threads,
+        "settings": {
+            "unets": config.model.unets,
+            "batch": config.training.batch_size,
+            "rows": rows,
+        },
+    }
+    lines: list[DepthLine] = []
+    if torch.device(device).type == "cpu":
+        deep = config.replace(training__batch_size=figure_batch)
+        for line in sweep_depths(
+            deep, landmarks, depths, budget_bytes, progress=lambda t: print(t, file=sys.stderr)
+        ):
+            lines.append(line)
+        result["figure_5"] = {
+            "batch": figure_batch,
+            "budget_bytes": budget_bytes,
+            "paper_unets_in_12_gb": PAPER_FIGURE_5,
+            "lines": [asdict(line) for line in lines],
+        }
+        title = f"{config.data.size}×{config.data.size}, batch {figure_batch}"
+        draw_figure(folder / "fig5.png", lines, title, budget_bytes)
+    write_atomically(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
     if as_json:
         print(json.dumps(result))
         return
-    naive = result["naive_float32"]
-    assert isinstance(naive, dict)
+    console = Console()
+    console.print(_settings_table(rows))
+    if lines:
+        console.print(_depth_table(lines, figure_batch, budget_bytes))
+    console.print(f"{folder}: sweep.json" + (", fig5.png" if lines else ""), highlight=False)
+
+
+def _settings_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
-    for title in ("", f"{bits} {storage}", "naive float32", "ratio"):
-        table.add_column(title, justify="right" if title else "left")
-    for name in ("peak", "saved", "static"):
-        own, other = result[f"{name}_bytes"], naive[f"{name}_bytes"]
-        assert isinstance(own, int)
-        table.add_row(f"{name} MB", f"{own / 1e6:.1f}", f"{other / 1e6:.1f}", f"{own / other:.3f}")
-    table.add_row(
-        "step seconds",
-        f"{result['step_seconds']:.3f}",
-        f"{naive['step_seconds']:.3f}",
-        f"{result['step_ratio']:.2f}",
-    )
-    Console().print(table)
+    headings = ("peak MB", "saved MB", "static MB", "peak ratio", "step s", "step ratio")
+    table.add_column("setting")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "refused" in row:
+            table.add_row(row["setting"], row["refused"])
+            continue
+        table.add_row(
+            row["setting"],
+            *(f"{row[f'{key}_bytes'] / 1e6:.1f}" for key in ("peak", "saved", "static")),
+            f"{row['peak_ratio']:.3f}",
+            f"{row['step_seconds']:.3f}",
+            f"{row['step_ratio']:.2f}",
+        )
+    return table
+
+
+def _depth_table(lines: list[DepthLine], batch: int, budget_bytes: float) -> Table:
+    table = Table(title=f"\nFig. 5: batch {batch}, {budget_bytes / 1e9:g} GB", box=None)
+    table.add_column("setting")
+    for heading in ("measured MB (U-Nets)", "MB a U-Net", "off the line", "deepest that fits"):
+        table.add_column(heading, justify="right")
+    for line in lines:
+        points = ", ".join(f"{b / 1e6:.0f} ({n})" for n, b in line.measured.items())
+        error = line.linearity_error
+        table.add_row(
+            line.name,
+            points,
+            f"{line.bytes_per_unet / 1e6:.1f}",
+            "not checked" if error is None else f"{error:+.1%}",
+            f"{line.deepest} ({line.deepest_is})",
+        )
+    return table

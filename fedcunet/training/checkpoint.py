@@ -16,8 +16,9 @@ from fedcunet.config import RunConfig
 from fedcunet.data import SCHEMES, LandmarkScheme
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
+from fedcunet.quant.layers import FULL
 from fedcunet.training.network import build_network, state_tensors
-from fedcunet.training.packed import is_packed, read_packed, unpack_network
+from fedcunet.training.packed import is_packed, pack_network, read_packed, unpack_network
 
 FORMAT = "fedcunet.checkpoint.v1"
 
@@ -97,19 +98,24 @@ def tensors_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def model_bytes(model: nn.Module, weight_bits: int, alpha: bool) -> int:
-    """Bytes of the network at its weight bits: what inference needs, counted from its tensors.
+def float32_bytes(model: nn.Module) -> int:
+    """Bytes of the network's state in float32."""
+    return 4 * sum(tensor.numel() for tensor in state_tensors(model).values())
 
-    Quantised weights take `weight_bits` (and alpha 16 bits a filter), the first and last
-    convolutions and BatchNorm 32 bits. At 32 weight bits this is the float32 state.
+
+def model_bytes(model: nn.Module, config: RunConfig, scheme: LandmarkScheme) -> int:
+    """Bytes of the network for inference: the length of the file that `fedcunet export` packs.
+
+    Quantised weights at 1 or 1.6 bits, alpha and BatchNorm at 8, first and last convolutions in
+    float16, header and setting counted. Where the setting does not quantise the weights, it is
+    the float32 state: smaller floats would be a quantisation that the setting does not name.
+
+    Raises:
+        UserError: values of the network are not finite, or too large for float16.
     """
-    ends = set(model.end_layers())  # type: ignore[operator]
-    bits = 0
-    for name, tensor in state_tensors(model).items():
-        quantised = tensor.dim() == 4 and name.rpartition(".")[0] not in ends and weight_bits != 32
-        bits += tensor.numel() * (weight_bits if quantised else 32)
-        bits += tensor.shape[0] * 16 if quantised and alpha else 0
-    return (bits + 7) // 8
+    if config.quant.spec().weight_bits == FULL:
+        return float32_bytes(model)
+    return len(pack_network(model, config, scheme).content)
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:

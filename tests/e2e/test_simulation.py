@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from fedcunet.config import RunConfig
-from fedcunet.data import load
+from fedcunet.data import FACE68, load
 from fedcunet.data.partition import hold_back
 from fedcunet.partitioners import deal
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
+from fedcunet.training.packed import pack_network
 from server.app import NoDisplay, serve
 from simulations.__main__ import Engine
 from simulations.report import write_comparison_report, write_run_report
@@ -26,7 +27,7 @@ FACES = {
 
 
 @pytest.fixture
-def setting(make_300w: Callable[..., Path], tmp_path: Path) -> RunConfig:
+def setting(make_300w: Callable[..., Path], tmp_path: Path, measured_dir: Path) -> RunConfig:
     """Three clients, two rounds, a quantised network of one U-Net, signs with error feedback."""
     return RunConfig().replace(
         model__unets=1,
@@ -43,6 +44,7 @@ def setting(make_300w: Callable[..., Path], tmp_path: Path) -> RunConfig:
         federation__clients=3,
         federation__rounds=2,
         federation__state_dir=str(tmp_path / "clients"),
+        federation__measured_dir=str(measured_dir),
     )
 
 
@@ -61,6 +63,11 @@ def test_a_run_leaves_its_folder_as_promised(setting: RunConfig, tmp_path: Path)
     assert summary["replies"] == {"accepted": 6}
     assert summary["metric_name"] == "nme_percent"
     assert summary["mean_shape_percent"] > 0
+    # Eight bits without packed storage take more memory than float32, not less.
+    assert 10e6 < summary["training_peak_bytes"] < 200e6
+    assert 1 < summary["training_peak_ratio"] < 2
+    memory, size = summary["training_peak_ratio"], summary["model_ratio"]
+    assert summary["balance_index"] == pytest.approx(summary["nme_percent"] ** 2 * memory * size)
     assert RunConfig.from_toml(out / "config.toml") == setting
     rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     clients = [json.loads(line) for line in (out / "clients.jsonl").read_text().splitlines()]
@@ -73,13 +80,18 @@ def test_a_run_leaves_its_folder_as_promised(setting: RunConfig, tmp_path: Path)
     checkpoint = load_checkpoint(out / "checkpoint" / "model.safetensors")
     assert tensors_sha256(checkpoint.model) == summary["checkpoint_sha256"]
     assert checkpoint.facts == {"round": "2"}
+    packed = pack_network(checkpoint.model, setting, FACE68).content
+    assert summary["model_bytes"] == len(packed)
     with np.load(out / "examples.npz") as examples:
         assert examples["images_NHWC"].shape == (4, 64, 64, 3)
         assert examples["predicted_NK2"].shape == (4, 68, 2)
     assert list((out / "tensorboard").iterdir())
     # The clients' residuals of a run that has ended are gone.
     assert not list((tmp_path / "clients").rglob("*.safetensors"))
-    assert "nme" in write_run_report(out).read_text().lower()
+    report = write_run_report(out).read_text()
+    assert "NME" in report
+    assert "of naive float32" in report
+    assert "Balance index" in report
     (tmp_path / "both").mkdir()
     assert write_comparison_report(tmp_path / "both", [out]).stat().st_size < 3e6
 

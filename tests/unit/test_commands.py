@@ -55,9 +55,9 @@ def root(make_300w: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def setting(tmp_path: Path, root: Path) -> Path:
+def setting(tmp_path: Path, root: Path, measured_dir: Path) -> Path:
     path = tmp_path / "tiny.toml"
-    state = f'state-dir = "{tmp_path / "clients"}"\n'
+    state = f'state-dir = "{tmp_path / "clients"}"\nmeasured-dir = "{measured_dir}"\n'
     path.write_text(SETTING + state + f'[data]\nname = "300w"\nroot = "{root}"\n')
     return path
 
@@ -85,8 +85,8 @@ def test_sizes_are_the_papers(command: Command) -> None:
     assert code == 0
     assert sizes["conv_parameters"] == 15_919_488
     assert round(sizes["bytes_float32"] / 2**20, 1) == 62.3
-    # Weights at one bit; first and last convolutions and BatchNorm in float32.
-    assert sizes["bytes_packed"] == pytest.approx(1.99e6 + 4 * 467_000, rel=0.02)
+    # Weights at one bit; first and last convolutions in float16, two bytes a channel of BatchNorm.
+    assert sizes["bytes_packed"] == pytest.approx(1.99e6 + 2 * 51_584 + 2 * 102_000, rel=0.02)
 
 
 def test_training_then_evaluating_then_predicting(

@@ -1,5 +1,6 @@
 """Settings: defaults, files, Flower's flat form, and what is refused."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fedcunet.config import QuantConfig, RunConfig
 from fedcunet.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-SETTINGS = sorted((ROOT / "simulations" / "settings").glob("*.toml"))
+SETTINGS = sorted((ROOT / "simulations" / "settings").rglob("*.toml"))
 
 
 def test_defaults_in_pyproject_are_those_of_the_dataclasses() -> None:
@@ -20,6 +21,32 @@ def test_defaults_in_pyproject_are_those_of_the_dataclasses() -> None:
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
 def test_shipped_settings_are_valid(path: Path) -> None:
     RunConfig.from_toml(path)
+
+
+def test_the_settings_of_table_5_are_those_of_the_paper() -> None:
+    found = {
+        path.stem: RunConfig.from_toml(path) for path in SETTINGS if path.parent.name == "table5"
+    }
+    names = {name: config.quant.spec().name for name, config in found.items()}
+    assert names == {
+        "float32": "float32",
+        "bw-qig-616": "BW-QIG(616)",
+        "bw-qig-818": "BW-QIG(818)",
+        "bw-alpha-qig-818": "BW-α-QIG(818)",
+        "bw": "BW",
+        "bw-alpha": "BW-α",
+        "tw": "TW",
+        "tw-qig-626": "TW-QIG(626)",
+        "tw-qig-828": "TW-QIG(828)",
+    }
+    # They differ in what the table compares, and in the rate that quantised weights need.
+    for config in found.values():
+        same = config.replace(training__learning_rate=1e-3)
+        assert dataclasses.replace(same, quant=QuantConfig()) == found["float32"].replace(
+            training__learning_rate=1e-3
+        )
+        packed = config.quant.spec().input_bits != 32
+        assert config.quant.storage == ("packed" if packed else "float32")
 
 
 def test_flat_form_gives_the_setting_back() -> None:

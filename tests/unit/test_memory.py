@@ -7,12 +7,12 @@ import torch
 
 import fedcunet.__main__ as library
 from fedcunet.config import RunConfig
+from fedcunet.measured import resident_growth
 from fedcunet.memory import (
     FORWARD_DONE,
     TrainingStep,
     allocator_bytes,
     compare_with_naive,
-    resident_growth,
     storage_bytes,
 )
 from fedcunet.models import DUNet
@@ -81,7 +81,9 @@ def test_packed_storage_saves_and_fake_quantisation_does_not() -> None:
 
 
 def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
-    growth = resident_growth(PACKED, 2)
+    found = resident_growth(PACKED, 2)
+    growth = found["growth_bytes"]
+    assert found["static_before_bytes"] == TrainingStep(PACKED, 2).static_bytes()
     # At least the optimiser's state and the gradients, which every step has.
     gradients = sum(parameter.nbytes for parameter in DUNet(1, 0, 2).parameters())
     assert 2 * gradients < growth < 2 * gradients + 100 * MIB
@@ -109,7 +111,11 @@ def test_command_prints_one_json_value_or_one_line(
     out, err = capsys.readouterr()
     assert ended.value.code == code
     if code == 0:
-        assert json.loads(out).keys() == KEYS
+        result = json.loads(out)
+        growth = {"resident_growth_bytes", "allocator_growth_bytes"}
+        assert result.keys() == KEYS | growth
+        assert result["naive_float32"].keys() == COST_KEYS | growth
+        assert 0 < result["allocator_growth_bytes"] < result["peak_bytes"]
     else:
         assert out == ""
         assert len(err.strip().splitlines()) == 1

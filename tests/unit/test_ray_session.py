@@ -1,13 +1,12 @@
 """Before Ray starts, the memory is checked; nothing here starts Ray."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
 from fedcunet.errors import RunFailure
 from simulations import ray_session
-from simulations.ray_session import RAY_BYTES, check_memory, free_memory_bytes, start_ray
+from simulations.ray_session import RAY_BYTES, check_memory, start_ray
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -31,28 +30,6 @@ def test_where_no_worker_fits_loopback_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RunFailure) as failure:
         check_memory(1, 10**9)
     assert str(failure.value) == "1 worker needs about 1.4 GB, 0.1 GB free: use --engine loopback"
-
-
-@pytest.mark.parametrize(
-    ("limit", "usage"),
-    [
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ],
-)
-def test_a_containers_limit_counts_where_it_is_lower(
-    tmp_path: Path, limit: str, usage: str
-) -> None:
-    (tmp_path / "memory").mkdir()
-    (tmp_path / limit).write_text("1000\n")
-    (tmp_path / usage).write_text("400\n")
-    assert free_memory_bytes(tmp_path) == 600
-
-
-def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert free_memory_bytes(tmp_path) > 600
 
 
 def test_an_address_where_nothing_listens_is_named_in_one_line() -> None:

@@ -14,6 +14,7 @@ from fedcunet.errors import UserError
 from fedcunet.quant.layers import quantised_weights
 from fedcunet.training.central import BEST, LAST, train_network
 from fedcunet.training.checkpoint import (
+    float32_bytes,
     load_checkpoint,
     model_bytes,
     save_checkpoint,
@@ -29,6 +30,7 @@ from fedcunet.training.network import (
     set_vector,
     state_tensors,
 )
+from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 
 CONFIG = RunConfig().replace(
@@ -207,19 +209,14 @@ def test_only_hidden_convolutions_are_coded_coarsely() -> None:
     assert not any("num_batches_tracked" in name for name in layout.names)
 
 
-def test_model_bytes_count_every_tensor() -> None:
+def test_model_bytes_are_the_length_of_the_exported_file(tmp_path: Path) -> None:
     model = build_network(CONFIG, 68)
-    layout = network_layout(model)
-    hidden = sum(n for n, fine in zip(layout.lengths, layout.fine, strict=True) if not fine)
-    rest = layout.num_parameters - hidden
-    filters = sum(
-        tensor.shape[0]
-        for (name, tensor), fine in zip(state_tensors(model).items(), layout.fine, strict=True)
-        if not fine
-    )
-    assert model_bytes(model, 32, False) == 4 * layout.num_parameters
-    assert model_bytes(model, 1, False) == -(-hidden // 8) + 4 * rest
-    assert model_bytes(model, 2, True) == -(-2 * hidden // 8) + 4 * rest + 2 * filters
+    float32 = 4 * network_layout(model).num_parameters
+    assert model_bytes(model, CONFIG, FACE68) == len(pack_network(model, CONFIG, FACE68).content)
+    assert model_bytes(model, CONFIG, FACE68) < float32 / 10
+    unquantised = CONFIG.replace(quant__bits="32,32,32", quant__alpha=False)
+    plain = build_network(unquantised, 68)
+    assert model_bytes(plain, unquantised, FACE68) == float32_bytes(plain) == float32
 
 
 def test_checkpoint_gives_network_and_setting_back(tmp_path: Path) -> None:
