@@ -199,12 +199,10 @@ def draw_figure(path: Path, lines: Sequence[DepthLine], title: str, budget_bytes
         axes.plot(beyond, [line.at(depth) / 1e9 for depth in beyond], "--", color=colour)
     axes.axhline(budget_bytes / 1e9, color="grey", linewidth=1)
     axes.set(
-        xscale="log",
         xlabel="U-Nets",
         ylabel="peak of a training step, GB",
         title=title,
         ylim=(0, 1.1 * budget_bytes / 1e9),
     )
-    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.legend(fontsize="small")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -244,19 +244,19 @@ def _sweep(
     console = Console()
     console.print(_settings_table(rows))
     if lines:
-        console.print(_depth_table(lines, figure_batch, budget_bytes))
+        console.print(_depth_table(lines, depths, figure_batch, budget_bytes))
     console.print(f"{folder}: sweep.json" + (", fig5.png" if lines else ""), highlight=False)
 
 
 def _settings_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
-    headings = ("peak MB", "saved MB", "static MB", "peak ratio", "step s", "step ratio")
-    table.add_column("setting")
-    for heading in headings:
+    table.add_column("setting", no_wrap=True)
+    for heading in ("peak MB", "saved MB", "static MB", "ratio", "step s", "ratio"):
         table.add_column(heading, justify="right")
     for row in rows:
         if "refused" in row:
-            table.add_row(row["setting"], row["refused"])
+            table.add_row(row["setting"], "refused")
+            table.caption = row["refused"]
             continue
         table.add_row(
             row["setting"],
@@ -268,19 +268,25 @@ def _settings_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _depth_table(lines: list[DepthLine], batch: int, budget_bytes: float) -> Table:
-    table = Table(title=f"\nFig. 5: batch {batch}, {budget_bytes / 1e9:g} GB", box=None)
-    table.add_column("setting")
-    for heading in ("measured MB (U-Nets)", "MB a U-Net", "off the line", "deepest that fits"):
+def _depth_table(lines: list[DepthLine], depths: list[int], batch: int, budget: float) -> Table:
+    """Peaks by number of U-Nets, and the deepest network that fits; ~ is not measured."""
+    table = Table(
+        title=f"\nFig. 5: peak MB by number of U-Nets, batch {batch}",
+        caption="~: along the line through the two deepest networks measured; "
+        "off: how far the shallowest one lies from it",
+        box=None,
+    )
+    table.add_column("setting", no_wrap=True)
+    for heading in (*map(str, depths), "each", "off", f"fit {budget / 1e9:g} GB"):
         table.add_column(heading, justify="right")
     for line in lines:
-        points = ", ".join(f"{b / 1e6:.0f} ({n})" for n, b in line.measured.items())
+        points = (line.measured.get(depth) for depth in depths)
         error = line.linearity_error
         table.add_row(
             line.name,
-            points,
+            *("–" if bytes_ is None else f"{bytes_ / 1e6:.0f}" for bytes_ in points),
             f"{line.bytes_per_unet / 1e6:.1f}",
-            "not checked" if error is None else f"{error:+.1%}",
-            f"{line.deepest} ({line.deepest_is})",
+            "–" if error is None else f"{error:+.1%}",
+            f"{'~' if line.deepest_is == 'extrapolated' else ''}{line.deepest}",
         )
     return table
