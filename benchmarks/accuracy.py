@@ -1,0 +1,348 @@
+"""What quantisation costs in accuracy: NME over float32's on real faces, beside the paper's ratios.
+
+    python benchmarks/accuracy.py --root DIR [--data 300w] [--out DIR] [--jobs N] [--hours H]
+                                  [--sizes 64 128] [--epochs 15 6] [--seeds 3] [--first N]
+    python benchmarks/accuracy.py --report [--out DIR] [--json]      what is there, at any time
+
+DU-Net(2), batch 16, RMSprop, cosine schedule. Every setting is trained at two learning rates and
+counts at the better one; float32 and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further
+seeds at that rate. These are 100 runs. With 1,159 training images (the folders afw and helen of
+300-W) 15 epochs at 64×64 take about 15 minutes of one core and 6 epochs at 128×128 about 25: some
+35 core-hours. The most important runs come first, so that the table is worth reading early.
+
+Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
+whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+OUT = Path(".fedcunet/accuracy")
+RATES = (2.5e-4, 1e-3)
+SIZES, EPOCHS = (64, 128), (15, 6)
+QUANTIZERS = ("source", "ranged", "paper")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        name: the paper's.
+        bits: inputs, weights, gradients.
+        alpha: a scale for each filter.
+        paper: NME over float32's in the paper's Table 5; None where it has no such row.
+        quantizer: of the inputs; "" where they are not quantised.
+        aim: the ratio that is wanted.
+    """
+
+    name: str
+    bits: str
+    alpha: bool
+    paper: float | None
+    quantizer: str = ""
+    aim: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return f"{self.name}-{self.quantizer}" if self.quantizer else self.name
+
+
+# Names, bits, alpha, the paper's ratio; the first of 8 and 6 bits are the defaults.
+PLAIN = (
+    Setting("float32", "32,32,32", False, 1.0),
+    Setting("BW-alpha", "32,1,32", True, 1.06),
+    Setting("BW", "32,1,32", False, 1.11),
+    Setting("TW", "32,2,32", False, 1.10),
+)
+QIG = (
+    ("BW-alpha-QIG-818", "8,1,8", True, 1.32, 1.05),
+    ("BW-alpha-QIG-616", "6,1,6", True, None, 1.10),
+    ("BW-QIG-818", "8,1,8", False, 1.27, None),
+    ("TW-QIG-828", "8,2,8", False, 1.22, None),
+    ("BW-QIG-616", "6,1,6", False, 1.75, None),
+    ("TW-QIG-626", "6,2,6", False, 1.26, None),
+)
+BY_QUANTIZER = {
+    quantizer: tuple(
+        Setting(name, bits, alpha, paper, quantizer, aim if quantizer == "source" else None)
+        for name, bits, alpha, paper, aim in QIG
+    )
+    for quantizer in QUANTIZERS
+}
+MAIN = (PLAIN[0], *BY_QUANTIZER["source"][:2])  # more seeds, and first
+SETTINGS_FIRST = (*PLAIN, *BY_QUANTIZER["source"])  # at the smallest size
+SETTINGS = (*PLAIN, *(setting for q in QUANTIZERS for setting in BY_QUANTIZER[q]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    setting: Setting
+    size: int
+    epochs: int
+    rate: float
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is trained; whatever changes its result is in the name."""
+        return (
+            out / f"{self.size}px-{self.epochs}epochs" / self.setting.key / f"rate-{self.rate:g}"
+        ) / f"seed-{self.seed}"
+
+    def result(self, out: Path) -> tuple[int, float]:
+        """Epochs done, and the NME after the last of them, of the last checkpoint; (0, nan)."""
+        try:
+            with safe_open(self.folder(out) / "last.safetensors", framework="np") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+            return int(facts["epoch"]), float(facts["percent"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return 0, float("nan")
+
+    def done(self, out: Path) -> bool:
+        return self.result(out)[0] >= self.epochs
+
+    def command(self, out: Path, data: str, root: str, batch: int) -> list[str]:
+        """The command line that begins it, or goes on with it."""
+        folder = self.folder(out)
+        options = {
+            "data": data, "root": root, "out": folder, "size": self.size, "unets": 2,
+            "epochs": self.epochs, "batch-size": batch, "bits": self.setting.bits,
+            "learning-rate": self.rate, "schedule": "cosine", "seed": self.seed,
+        }  # fmt: skip
+        if self.setting.quantizer:
+            options["input-quantizer"] = self.setting.quantizer
+        words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+        flags = ["--alpha"] if self.setting.alpha else []
+        flags += ["--resume"] if (folder / "last.safetensors").exists() else []
+        return [sys.executable, "-m", "fedcunet", "train", *words, *flags]
+
+
+def best_rate(setting: Setting, size: int, epochs: int, out: Path, failed: set[Run]) -> float:
+    """The rate with the lower NME of seed 0; 0 while a rate is neither done nor failed."""
+    scores: dict[float, float] = {}
+    for rate in RATES:
+        run = Run(setting, size, epochs, rate, 0)
+        if run.done(out):
+            scores[rate] = run.result(out)[1]
+        elif run not in failed:
+            return 0.0
+    return min(scores, key=lambda rate: scores[rate]) if scores else 0.0
+
+
+def planned(
+    sizes: Sequence[int], epochs: Sequence[int], seeds: int, out: Path, failed: set[Run]
+) -> Iterator[Run]:
+    """All runs whose learning rate is known by now, the most important first."""
+    shape = list(zip(sizes, epochs, strict=True))
+
+    def first_seed(settings: Sequence[Setting], size: int, count: int) -> Iterator[Run]:
+        for setting in settings:
+            yield from (Run(setting, size, count, rate, 0) for rate in RATES)
+
+    def more_seeds(size: int, count: int) -> Iterator[Run]:
+        for setting in MAIN:
+            rate = best_rate(setting, size, count, out, failed)
+            if rate:
+                yield from (Run(setting, size, count, rate, seed) for seed in range(1, seeds))
+
+    for size, count in shape:
+        yield from first_seed(MAIN, size, count)
+    for size, count in shape[:1]:
+        early = [setting for setting in SETTINGS_FIRST if setting not in MAIN]
+        yield from first_seed(early, size, count)
+    for size, count in shape:
+        yield from more_seeds(size, count)
+    for size, count in shape:
+        early = SETTINGS_FIRST if size == shape[0][0] else MAIN
+        yield from first_seed([one for one in SETTINGS if one not in early], size, count)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Trains what is missing, `--jobs` at a time; returns the number of runs that failed."""
+    out: Path = arguments.out
+    deadline = time.monotonic() + 3600 * arguments.hours
+    active: dict[Run, subprocess.Popen[bytes]] = {}
+    failed: set[Run] = set()
+    started = 0
+    try:
+        while time.monotonic() < deadline:
+            for run in [run for run, process in active.items() if process.poll() is not None]:
+                code = active.pop(run).returncode
+                if not run.done(out):
+                    failed.add(run)
+                print(
+                    f"{run.folder(out)}: {'done' if run.done(out) else f'failed, {code}'}",
+                    flush=True,
+                )
+            following = (
+                run
+                for run in planned(arguments.sizes, arguments.epochs, arguments.seeds, out, failed)
+                if run not in active and run not in failed and not run.done(out)
+            )
+            run = next(following, None) if started < arguments.first else None
+            if run is not None and len(active) < arguments.jobs:
+                active[run] = start(run, arguments)
+                started += 1
+            elif not active:
+                break
+            else:
+                time.sleep(0.5)
+    finally:  # at the deadline or an interrupt: the last whole epoch is kept
+        for process in active.values():
+            process.terminate()
+        for process in active.values():
+            process.wait()
+    return len(failed)
+
+
+def start(run: Run, arguments: argparse.Namespace) -> "subprocess.Popen[bytes]":
+    """The process of a run; what it prints goes to `log.txt` in its folder."""
+    folder = run.folder(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            run.command(arguments.out, arguments.data, arguments.root, arguments.batch_size),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is known of each setting at each size; runs that are not done do not count."""
+    out, rows = arguments.out, []
+    for size, epochs in zip(arguments.sizes, arguments.epochs, strict=True):
+        reference: float | None = None
+        for setting in SETTINGS:
+            by_rate = {
+                rate: [
+                    run.result(out)[1]
+                    for seed in range(arguments.seeds)
+                    if (run := Run(setting, size, epochs, rate, seed)).done(out)
+                ]
+                for rate in RATES
+            }
+            tried = {rate: found for rate, found in by_rate.items() if found}
+            if not tried:
+                continue
+            # By seed 0, which every rate has; more seeds come only at the better rate.
+            rate = min(tried, key=lambda rate: tried[rate][0])
+            nme = mean(tried[rate])
+            reference = nme if setting.name == "float32" else reference
+            rows.append(
+                {
+                    "size": size,
+                    "epochs": epochs,
+                    "setting": setting.name,
+                    "input_quantizer": setting.quantizer,
+                    "rate": rate,
+                    "rates_tried": len(tried),
+                    "seeds": len(tried[rate]),
+                    "nme_percent": nme,
+                    "nme_percent_by_seed": tried[rate],
+                    "ratio": nme / reference if reference else None,
+                    "paper_ratio": setting.paper,
+                    "aim": setting.aim,
+                }
+            )
+    return rows
+
+
+def budget(arguments: argparse.Namespace) -> str:
+    """How many runs are done, and how long the others would take at the pace so far."""
+    out = arguments.out
+    num_done = num_left = 0
+    seconds_left = 0.0
+    paces: dict[int, float] = {}
+    for size, epochs in zip(arguments.sizes, arguments.epochs, strict=True):
+        files = (out / f"{size}px-{epochs}epochs").rglob("history.jsonl")
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        if lines:
+            paces[size] = mean(line["seconds"] for line in lines)
+        runs = [Run(s, size, epochs, rate, 0) for s in SETTINGS for rate in RATES]
+        done = [run for run in runs if run.done(out)]
+        # Seeds beyond the first are at one of the two rates.
+        more = sum(
+            Run(s, size, epochs, rate, seed).done(out)
+            for s in MAIN for rate in RATES for seed in range(1, arguments.seeds)
+        )  # fmt: skip
+        left = len(runs) - len(done) + len(MAIN) * (arguments.seeds - 1) - more
+        num_done, num_left = num_done + len(done) + more, num_left + left
+        seconds_left += left * epochs * paces.get(size, float("nan"))
+    text = f"{num_done} runs done, {num_left} to do"
+    if num_left and seconds_left == seconds_left:
+        text += f": about {seconds_left / 3600:.1f} core-hours at the pace so far"
+    return text
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Prints the table, or with --json one value."""
+    rows = rows_of(arguments)
+    if arguments.json:
+        print(json.dumps({"rows": rows, "budget": budget(arguments)}))
+        return
+    print(f"{'size':>4} {'setting':17} {'quantiser':9} {'rate':>7} {'seeds':>5} "
+          f"{'NME %':>6} {'ratio':>6} {'paper':>6} {'aim':>5}")  # fmt: skip
+    for row in rows:
+        cells = [row["ratio"], row["paper_ratio"], row["aim"]]
+        texts = ["–" if cell is None else f"{cell:.2f}" for cell in cells]
+        untried = "*" if row["rates_tried"] < len(RATES) else " "
+        print(f"{row['size']:>4} {row['setting']:17} {row['input_quantizer'] or '–':9} "
+              f"{row['rate']:>6g}{untried} {row['seeds']:>5} {row['nme_percent']:>6.2f} "
+              f"{texts[0]:>6} {texts[1]:>6} {texts[2]:>5}")  # fmt: skip
+    print("NME after the last epoch, at the better learning rate (*: the other is not done yet).")
+    print(budget(arguments))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="300w", help="data set of faces")
+    parser.add_argument("--root", help="its folder")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a core each")
+    parser.add_argument("--hours", type=float, default=1e6, help="stop after so many")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="crop sides")
+    parser.add_argument("--epochs", type=int, nargs="+", default=list(EPOCHS), help="of each size")
+    parser.add_argument("--seeds", type=int, default=3, help="of float32 and the defaults")
+    parser.add_argument("--batch-size", type=int, default=16, help="examples of a step")
+    parser.add_argument("--first", type=int, default=10**6, help="start at most so many runs")
+    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    parser.add_argument("--json", action="store_true", help="the report as one JSON value")
+    arguments = parser.parse_args()
+    if len(arguments.sizes) != len(arguments.epochs):
+        parser.error("--epochs: expected a number for each of --sizes")
+    if arguments.report:
+        report(arguments)
+        return
+    if arguments.root is None:
+        parser.error("--root: expected the folder of the data set")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the trainings end with this process
+    with (arguments.out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            parser.error(f"--out {arguments.out}: another process is at work there")
+        num_failed = work(arguments)
+    report(arguments)
+    sys.exit(1 if num_failed else 0)
+
+
+if __name__ == "__main__":
+    main()

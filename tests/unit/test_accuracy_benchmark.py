@@ -1,0 +1,61 @@
+"""The plan of benchmarks/accuracy.py: what comes first, what waits, what is left alone."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.accuracy import MAIN, RATES, SETTINGS, Run, Setting, planned
+from fedcunet.config import RunConfig
+
+
+def finish(run: Run, out: Path, percent: float, epoch: int | None = None) -> None:
+    """Writes the last checkpoint of a run as a training would, without its tensors."""
+    path = run.folder(out) / "last.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"epoch": str(run.epochs if epoch is None else epoch), "percent": repr(percent)}
+    save_file({"x": np.zeros(1, np.float32)}, path, {"facts": json.dumps(facts)})
+
+
+def plan(out: Path) -> list[Run]:
+    return list(planned((64, 128), (15, 6), 3, out, set()))
+
+
+def test_all_settings_come_at_both_rates_and_sizes_and_the_defaults_first(tmp_path: Path) -> None:
+    runs = plan(tmp_path)
+    assert {run.setting for run in runs[:6]} == set(MAIN)
+    assert len(runs) == len(set(runs))
+    assert len(runs) == len(SETTINGS) * len(RATES) * 2 == 88
+    assert len({run.folder(tmp_path) for run in runs}) == 88
+    assert {run.seed for run in runs} == {0}
+
+
+def test_more_seeds_wait_for_the_better_rate(tmp_path: Path) -> None:
+    for rate, percent in zip(RATES, (6.0, 7.0), strict=True):
+        finish(Run(MAIN[0], 64, 15, rate, 0), tmp_path, percent)
+    more = [run for run in plan(tmp_path) if run.seed]
+    assert more == [Run(MAIN[0], 64, 15, RATES[0], seed) for seed in (1, 2)]
+
+
+def test_a_run_is_done_with_its_last_epoch(tmp_path: Path) -> None:
+    run = Run(MAIN[0], 64, 15, RATES[0], 0)
+    assert run.result(tmp_path)[0] == 0
+    assert math.isnan(run.result(tmp_path)[1])
+    assert "--resume" not in run.command(tmp_path, "300w", "r", 16)
+    finish(run, tmp_path, 9.5, epoch=14)
+    assert not run.done(tmp_path)
+    assert "--resume" in run.command(tmp_path, "300w", "r", 16)
+    finish(run, tmp_path, 9.25)
+    assert run.done(tmp_path)
+    assert run.result(tmp_path) == (15, 9.25)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_every_setting_is_the_one_that_its_name_says(setting: Setting) -> None:
+    values = {"quant__input_quantizer": setting.quantizer} if setting.quantizer else {}
+    config = RunConfig().replace(quant__bits=setting.bits, quant__alpha=setting.alpha, **values)
+    name = config.quant.spec().name.replace("α", "alpha").replace("(", "-").replace(")", "")
+    assert name == setting.name
