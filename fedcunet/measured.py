@@ -22,7 +22,7 @@ import torch
 from fedcunet.config import RunConfig, Scalar
 from fedcunet.errors import RunFailure
 from fedcunet.files import write_atomically
-from fedcunet.memory import TrainingStep, allocator_bytes, naive
+from fedcunet.memory import TrainingStep, naive, step_bytes
 
 # With glibc's defaults freed memory stays with the process, and growth hides in it: large blocks
 # are to be mapped, and given back, one by one.
@@ -32,6 +32,7 @@ PLAIN_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 FREE_SHARE = 0.9  # of the memory that is free, what a measured process may take
+_PACKAGE = Path(__file__).resolve().parent
 _CHILD = "from fedcunet.measured import _child; _child()"
 _RESET_MARK = Path("/proc/self/clear_refs")  # Linux
 
@@ -86,19 +87,20 @@ def step_need(config: RunConfig, num_landmarks: int) -> StepNeed:
     return found
 
 
-def measure_need(config: RunConfig, num_landmarks: int, *, plain_malloc: bool = False) -> StepNeed:
+def measure_need(config: RunConfig, num_landmarks: int, device: str = "cpu") -> StepNeed:
     """Measures a step in a fresh process whose memory is limited to what is free.
+
+    The process holds freed memory as any process that trains does.
 
     Args:
         config: the setting.
         num_landmarks: K of the heatmaps.
-        plain_malloc: give freed memory back at once, so that the process's growth is that of one
-            step; else memory is held as in any process that trains.
+        device: torch's name of the device; the resident bytes are the process's on any of them.
 
     Raises:
         NotMeasured: the step does not fit, or the process failed.
     """
-    return StepNeed(**run_child("need", config, num_landmarks, plain_malloc=plain_malloc))
+    return StepNeed(**run_child("need", config, num_landmarks, device, plain_malloc=False))
 
 
 def resident_growth(config: RunConfig, num_landmarks: int = 16) -> dict[str, int]:
@@ -112,7 +114,7 @@ def resident_growth(config: RunConfig, num_landmarks: int = 16) -> dict[str, int
     Raises:
         NotMeasured: the step does not fit, the process failed, or the system is not Linux.
     """
-    return run_child("growth", config, num_landmarks, plain_malloc=True)
+    return run_child("growth", config, num_landmarks, "cpu", plain_malloc=True)
 
 
 def summary_figures(config: RunConfig, num_landmarks: int) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def run_child(
     task: str,
     config: RunConfig,
     num_landmarks: int,
+    device: str = "cpu",
     *,
     plain_malloc: bool,
     limit_bytes: int | None = None,
@@ -145,16 +148,20 @@ def run_child(
         task: its name.
         config: the setting.
         num_landmarks: K of the heatmaps.
-        plain_malloc: see `measure_need`.
+        device: torch's name of the device.
+        plain_malloc: give freed memory back at once, so that growth is that of one step.
         limit_bytes: of the process's data (RLIMIT_DATA); by default `FREE_SHARE` of what is free.
+            CUDA, whose driver maps far more than it uses, has its own limit.
     """
     limit = int(FREE_SHARE * free_memory_bytes()) if limit_bytes is None else limit_bytes
     threads = str(config.training.threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    # This very package, wherever it was loaded from.
+    path = os.pathsep.join([str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD],
-        input=json.dumps([task, config.flat(), num_landmarks, limit]),
-        env=environment | (PLAIN_MALLOC if plain_malloc else {}),
+        [sys.executable, "-P", "-c", _CHILD],
+        input=json.dumps([task, config.flat(), num_landmarks, device, limit]),
+        env=os.environ | environment | (PLAIN_MALLOC if plain_malloc else {}),
         capture_output=True,
         text=True,
         check=False,
@@ -164,6 +171,8 @@ def run_child(
         return figures
     lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
     # Killed, or C++ that ran out of memory: neither leaves a Python error.
+    if "CUDA" in lines[-1]:
+        raise NotMeasured(lines[-1][:200])
     if done.returncode < 0 or "alloc" in lines[-1] or "memory" in lines[-1].lower():
         raise NotMeasured(f"a training step needs more than the {limit / 1e9:.1f} GB it may take")
     raise NotMeasured(f"the measured process failed: {lines[-1]}")
@@ -182,10 +191,9 @@ def _key(config: RunConfig, num_landmarks: int) -> dict[str, Scalar]:
 @functools.cache
 def _code_hash() -> str:
     """Of the code that a training step runs: a measurement of other code is none of this."""
-    package = Path(__file__).parent
     digest = hashlib.sha256()
     for name in ("models", "quant", "training", "memory.py", "measured.py"):
-        for path in sorted([package / name, *(package / name).rglob("*.py")]):
+        for path in sorted([_PACKAGE / name, *(_PACKAGE / name).rglob("*.py")]):
             if path.is_file():
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -209,11 +217,12 @@ def _read(path: Path, key: dict[str, Scalar]) -> StepNeed | None:
 
 
 def _child() -> None:
-    task, flat, num_landmarks, limit = json.loads(sys.stdin.read())
+    task, flat, num_landmarks, device, limit = json.loads(sys.stdin.read())
     config = RunConfig.from_flat(flat)
-    _limit_data(limit)
+    if device == "cpu":
+        _limit_data(limit)
     torch.set_num_threads(config.training.threads)
-    print(json.dumps(_TASKS[task](config, num_landmarks)))
+    print(json.dumps(_TASKS[task](config, num_landmarks, device)))
 
 
 def _limit_data(limit_bytes: int) -> None:
@@ -226,11 +235,11 @@ def _limit_data(limit_bytes: int) -> None:
         return
 
 
-def _need(config: RunConfig, num_landmarks: int) -> dict[str, int]:
+def _need(config: RunConfig, num_landmarks: int, device: str) -> dict[str, int]:
     before = psutil.Process().memory_info().rss
-    step = TrainingStep(config, num_landmarks)
+    step = TrainingStep(config, num_landmarks, device)
     step.warm_up()
-    peak = allocator_bytes(step)["peak"]
+    peak = step_bytes(step)["peak"]
     resident = high_water_bytes()
     static = step.static_bytes()
     return asdict(
@@ -243,10 +252,10 @@ def _need(config: RunConfig, num_landmarks: int) -> dict[str, int]:
     )
 
 
-def _growth(config: RunConfig, num_landmarks: int) -> dict[str, int]:
+def _growth(config: RunConfig, num_landmarks: int, device: str) -> dict[str, int]:
     if not _RESET_MARK.exists():
         raise RunFailure("the growth of the high-water mark: this needs Linux's /proc")
-    step = TrainingStep(config, num_landmarks)
+    step = TrainingStep(config, num_landmarks, device)
     gc.collect()
     _RESET_MARK.write_text("5")  # sets the mark back to what is resident now
     before, static = psutil.Process().memory_info().rss, step.static_bytes()

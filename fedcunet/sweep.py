@@ -155,6 +155,7 @@ def sweep_depths(
     depths: Sequence[int],
     budget_bytes: float,
     *,
+    device: str = "cpu",
     progress: Callable[[str], object] = lambda text: None,
 ) -> Iterator[DepthLine]:
     """The lines of Fig. 5, each point in a fresh process that is limited to the free memory.
@@ -164,6 +165,7 @@ def sweep_depths(
         num_landmarks: K of the heatmaps.
         depths: numbers of U-Nets to measure, ascending; the first that does not fit is the last.
         budget_bytes: what the deepest network is to fit.
+        device: torch's name of the device.
         progress: called with a line of text for each point.
     """
     for name, values in lines().items():
@@ -173,7 +175,7 @@ def sweep_depths(
             order = min(config.model.order, unets - 1)
             setting = naive(config).replace(model__unets=unets, model__order=order, **values)
             try:
-                measured[unets] = measure_need(setting, num_landmarks).peak_bytes
+                measured[unets] = measure_need(setting, num_landmarks, device).peak_bytes
                 progress(f"{name}, {unets} U-Nets: {measured[unets] / 1e6:.1f} MB")
             except NotMeasured as failure:
                 not_measured |= {deeper: str(failure) for deeper in depths if deeper >= unets}

@@ -222,30 +222,33 @@ def _sweep(
             "rows": rows,
         },
     }
-    lines: list[DepthLine] = []
-    if torch.device(device).type == "cpu":
-        deep = config.replace(training__batch_size=figure_batch)
-        for line in sweep_depths(
-            deep, landmarks, depths, budget_bytes, progress=lambda t: print(t, file=sys.stderr)
-        ):
-            lines.append(line)
-        result["figure_5"] = {
-            "batch": figure_batch,
-            "budget_bytes": budget_bytes,
-            "paper_unets_in_12_gb": PAPER_FIGURE_5,
-            "lines": [asdict(line) for line in lines],
-        }
-        title = f"{config.data.size}×{config.data.size}, batch {figure_batch}"
-        draw_figure(folder / "fig5.png", lines, title, budget_bytes)
+    deep = config.replace(training__batch_size=figure_batch)
+    lines = list(
+        sweep_depths(
+            deep,
+            landmarks,
+            depths,
+            budget_bytes,
+            device=device,
+            progress=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    )
+    result["figure_5"] = {
+        "batch": figure_batch,
+        "budget_bytes": budget_bytes,
+        "paper_unets_in_12_gb": PAPER_FIGURE_5,
+        "lines": [asdict(line) for line in lines],
+    }
+    title = f"{config.data.size}×{config.data.size}, batch {figure_batch}"
+    draw_figure(folder / "fig5.png", lines, title, budget_bytes)
     write_atomically(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
     if as_json:
         print(json.dumps(result))
         return
     console = Console()
     console.print(_settings_table(rows))
-    if lines:
-        console.print(_depth_table(lines, depths, figure_batch, budget_bytes))
-    console.print(f"{folder}: sweep.json" + (", fig5.png" if lines else ""), highlight=False)
+    console.print(_depth_table(lines, depths, figure_batch, budget_bytes))
+    console.print(f"{folder}: sweep.json, fig5.png", highlight=False)
 
 
 def _settings_table(rows: list[dict[str, Any]]) -> Table:

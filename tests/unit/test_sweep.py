@@ -46,7 +46,7 @@ def test_every_row_is_a_setting_of_a_dunet() -> None:
 def test_depths_beyond_the_memory_are_not_measured_and_said_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def need(config: RunConfig, num_landmarks: int) -> StepNeed:
+    def need(config: RunConfig, num_landmarks: int, device: str) -> StepNeed:
         unets, naive = config.model.unets, config.quant.storage == "float32"
         if naive and unets > 3:
             raise NotMeasured("too large")
