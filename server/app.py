@@ -207,7 +207,8 @@ class _Run:
         assert self._predicted_NK2 is not None
         crops, scheme = self._test_data.crops, self._test_data.data.scheme
         self._recorder.examples(crops, self._predicted_NK2, self._last.error_N, scheme)
-        recorder, size = self._recorder, model_bytes(self.model, self._config, scheme)
+        recorder = self._recorder
+        size, ratio = self._model_size()
         totals, num_replies = recorder.totals, sum(recorder.replies.values())
         committed, abandoned = totals["committed"], totals["abandoned"]
         layout = network_layout(self.model)
@@ -226,9 +227,9 @@ class _Run:
             "images": len(crops),
             "quantisation": self._config.quant.spec().name,
             "model_bytes": size,
-            "model_ratio": size / float32_bytes(self.model),
+            "model_ratio": ratio,
             **self._memory,
-            "balance_index": self._balance_index(size),
+            "balance_index": self._balance_index(ratio),
             "bytes_up_per_client_round": up,
             "bytes_down_per_client_round": down,
             "bits_per_parameter_up": 8 * up / layout.num_parameters,
@@ -241,9 +242,21 @@ class _Run:
             "setting": self._config.flat(),
         }
 
-    def _balance_index(self, size: int) -> float | None:
+    def _model_size(self) -> tuple[int | None, float | None]:
+        """Bytes of the final model for inference, and their ratio to float32.
+
+        None where training has driven its values beyond what the file can hold.
+        """
+        try:
+            size = model_bytes(self.model, self._config, self._test_data.data.scheme)
+        except UserError:
+            return None, None
+        return size, size / float32_bytes(self.model)
+
+    def _balance_index(self, model_ratio: float | None) -> float | None:
         """Of the final model (the paper's Eq. 7); None for other metrics than NME."""
-        ratio = self._memory["training_peak_ratio"]
-        if self._last is None or self._last.metric_name != "nme_percent" or ratio is None:
+        memory_ratio = self._memory["training_peak_ratio"]
+        assert self._last is not None
+        if self._last.metric_name != "nme_percent" or memory_ratio is None or model_ratio is None:
             return None
-        return balance_index(self._last.percent, ratio, size / float32_bytes(self.model))
+        return balance_index(self._last.percent, memory_ratio, model_ratio)

@@ -70,7 +70,7 @@ def _network(config: RunConfig, *, runs: bool) -> dict[str, Any]:
         "bytes_packed": packed_bytes(step.model, config, MPII16),
     }
     if runs:
-        cost, _ = measure(step, repeats=1)
+        (cost,) = measure([step], repeats=1)
         batch = config.training.batch_size
         found["train_seconds_per_image"] = cost.step_seconds / batch
         found["peak_bytes"] = cost.peak_bytes
@@ -104,7 +104,7 @@ def measure_depths(
                 training__threads=threads,
                 **values,  # type: ignore[arg-type]
             )
-            peaks.append(measure(TrainingStep(config, MPII16.num_landmarks), repeats=1)[0])
+            peaks.append(measure([TrainingStep(config, MPII16.num_landmarks)], repeats=1)[0])
         slope, rest = np.polyfit(unets, [cost.peak_bytes for cost in peaks], 1)
         forms[name] = {
             "peak_bytes": [cost.peak_bytes for cost in peaks],
