@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fedcunet.config import QuantConfig, RunConfig, Scalar
+from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.measured import NotMeasured, measure_need
 from fedcunet.memory import TrainingStep, measure, naive, ratios
@@ -78,7 +79,7 @@ def sweep_settings(
         row: dict[str, Any] = {"setting": name}
         try:
             steps.append(TrainingStep(naive(config).replace(**values), num_landmarks, device))
-        except ValueError as error:  # UserError: a storage that is not for this network
+        except UserError as error:  # a storage that is not for this network
             row["refused"] = str(error)
         rows.append(row)
     costs = measure(steps, repeats=repeats)
@@ -173,11 +174,11 @@ def sweep_depths(
         not_measured: dict[int, str] = {}
         for unets in depths:
             order = min(config.model.order, unets - 1)
-            setting = naive(config).replace(model__unets=unets, model__order=order, **values)
             try:
+                setting = naive(config).replace(model__unets=unets, model__order=order, **values)
                 measured[unets] = measure_need(setting, num_landmarks, device).peak_bytes
                 progress(f"{name}, {unets} U-Nets: {measured[unets] / 1e6:.1f} MB")
-            except NotMeasured as failure:
+            except (NotMeasured, UserError) as failure:
                 not_measured |= {deeper: str(failure) for deeper in depths if deeper >= unets}
                 progress(f"{name}, {unets} U-Nets: {failure}")
                 break

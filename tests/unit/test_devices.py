@@ -9,12 +9,14 @@ import pytest
 
 from clients.devices import (
     PROFILES,
+    TRAINING_SHARE,
     DeviceProfile,
     assign,
     describe,
     device_time,
     parse_fleet,
     profile_named,
+    too_small,
 )
 from fedcunet.errors import UserError
 
@@ -128,3 +130,11 @@ def test_an_impossible_profile_is_refused() -> None:
 def test_a_fleet_is_described_in_words() -> None:
     devices = assign(parse_fleet("laptop:1,phone-low:3"), 4, seed=0)
     assert describe(devices) == "3 phone-low, 1 laptop"
+
+
+def test_devices_are_too_small_beyond_their_share_for_training() -> None:
+    low, high = profile_named("phone-low"), profile_named("phone-high")
+    share = int(TRAINING_SHARE * low.memory_bytes)
+    assert too_small([low, high, low], share) == []
+    assert too_small([low, high, low], share + 1) == [low, low]
+    assert describe(too_small([low, high], high.memory_bytes)) == "1 phone-low, 1 phone-high"

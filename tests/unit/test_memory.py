@@ -1,13 +1,14 @@
 """Measured memory: the allocator's figures by hand, a step's figures in their places."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import fedcunet.__main__ as library
 from fedcunet.config import RunConfig
-from fedcunet.measured import resident_growth
+from fedcunet.measured import StepNeed, resident_growth
 from fedcunet.memory import (
     FORWARD_DONE,
     TrainingStep,
@@ -16,6 +17,7 @@ from fedcunet.memory import (
     storage_bytes,
 )
 from fedcunet.models import DUNet
+from fedcunet.sweep import settings
 
 MIB = 2**20
 COST_KEYS = {"peak_bytes", "saved_bytes", "static_bytes", "step_seconds"}
@@ -96,6 +98,9 @@ def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
         (["--storage", "frugal"], 2),
         (["--bits", "8,1"], 2),
         (["--storage", "packed", "--iterative"], 2),
+        (["--sweep", "--depths", "3,2"], 2),
+        (["--sweep", "--depths", "3"], 2),
+        (["--out", "somewhere"], 2),
     ],
 )
 def test_command_prints_one_json_value_or_one_line(
@@ -119,3 +124,30 @@ def test_command_prints_one_json_value_or_one_line(
     else:
         assert out == ""
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_sweep_writes_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def need(config: RunConfig, num_landmarks: int, device: str) -> StepNeed:
+        peak = config.model.unets * config.training.batch_size
+        return StepNeed(peak_bytes=peak, static_bytes=1, resident_bytes=1, growth_bytes=1)
+
+    monkeypatch.setattr("fedcunet.sweep.measure_need", need)
+    sizes = ["--unets", "1", "--order", "0", "--size", "64", "--batch", "2", "--repeats", "1"]
+    figure = ["--depths", "1,2,3", "--figure-batch", "5", "--budget", "0.01"]
+    out = ["--out", str(tmp_path / "deep"), "--json"]
+    monkeypatch.setattr("sys.argv", ["fedcunet", "memory", "--sweep", *sizes, *figure, *out])
+    with pytest.raises(SystemExit) as ended:
+        library.main()
+    assert ended.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "deep" / "sweep.json").read_text())
+    rows = {row["setting"]: row for row in result["settings"]["rows"]}
+    assert rows.keys() == settings().keys()
+    assert rows["float32"]["peak_ratio"] == 1
+    assert rows["8-1-8 packed"]["peak_ratio"] < 1 < rows["8-1-8 float32"]["peak_ratio"]
+    line = result["figure_5"]["lines"][0]
+    assert line["measured"] == {"1": 5, "2": 10, "3": 15}
+    assert (line["deepest"], line["deepest_is"]) == (2_000_000, "extrapolated")
+    assert (tmp_path / "deep" / "fig5.png").is_file()
