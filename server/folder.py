@@ -6,7 +6,7 @@ flower/         Flower's home: connections, apps of the runs
 superlink.db    nodes, runs and messages; what makes a restart harmless
 nodes.json      who was admitted, and under which client id
 address.json    where the running server listens
-requests/       where a submitted run is to write its run folder
+runs/           of each run what was asked for and how far it is
 superlink.log
 ```
 """
@@ -46,6 +46,21 @@ class Address:
     health: str
     authority: str | None
     pid: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What was asked for beside the setting.
+
+    Attributes:
+        out: run folder.
+        name: of the run.
+        wait_seconds: how long to wait for as many nodes as the setting has clients.
+    """
+
+    out: Path
+    name: str
+    wait_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +122,23 @@ class ServerFolder:
         """Says that the server has ended."""
         (self.path / "address.json").unlink(missing_ok=True)
 
-    def write_request(self, run_id: int, *, out: Path, name: str) -> None:
-        """Says where the run of that id is to write its folder, and how it is called."""
-        request = json.dumps({"out": str(out.resolve()), "name": name}) + "\n"
-        write_atomically(self.path / "requests" / f"{run_id}.json", request)
+    def write_request(self, run_id: int, request: Request) -> None:
+        """Tells the server app of that run what Flower cannot pass on."""
+        values = asdict(request) | {"out": str(request.out.resolve())}
+        write_atomically(self.path / "runs" / f"{run_id}.json", json.dumps(values) + "\n")
 
-    def take_request(self, run_id: int) -> tuple[Path, str] | None:
-        """The inverse of `write_request`, once; None while there is none."""
-        path = self.path / "requests" / f"{run_id}.json"
+    def request(self, run_id: int) -> Request | None:
+        """The request of that run; None while there is none."""
         try:
-            request = json.loads(path.read_text(encoding="utf-8"))
+            text = (self.path / "runs" / f"{run_id}.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        path.unlink()
-        return Path(request["out"]), str(request["name"])
+        values = json.loads(text)
+        return Request(**values | {"out": Path(values["out"])})
+
+    def progress(self, run_id: int) -> Path:
+        """The file in which the server app says how far it is."""
+        return self.path / "runs" / f"{run_id}.progress.jsonl"
 
 
 def folder_of_environment() -> ServerFolder | None:

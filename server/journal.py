@@ -1,37 +1,25 @@
 """A run's progress as lines of a file, so that another process can show it live.
 
 The server app runs inside Flower's processes; `python -m server run` waits in a terminal. The app
-writes each call to its display as a line of `progress.jsonl`, and the command repeats the calls on
-a display of its own.
+writes each call to its display as a line, and the command repeats the calls on a display of its
+own.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
-
-FILE = "progress.jsonl"
-
-
-class Display(Protocol):
-    """Where progress is shown; see `server.app.Display`."""
-
-    def begin(
-        self,
-        setting_name: str,
-        num_rounds: int,
-        metric_name: str,
-        baseline_percent: float | None,
-    ) -> None: ...
-    def client_done(self, round: int, done: int, total: int) -> None: ...
-    def round_done(self, line: dict[str, Any]) -> None: ...
-    def end(self, summary: dict[str, Any]) -> None: ...
+from typing import Any
 
 
 class JournalDisplay:
-    """Writes what is shown to `FOLDER/progress.jsonl`, which is there from the first line on."""
+    """A display that writes what it is to show.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    Args:
+        path: file of the lines; its folder is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
 
     def begin(self, *arguments: Any) -> None:
         """As a display's."""
@@ -63,10 +51,14 @@ class JournalDisplay:
 
 
 class JournalReader:
-    """Reads the lines that have been added since the last call."""
+    """Reads the lines that have been added since the last call.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    Args:
+        path: file of the lines; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._position = 0
 
     def news(self) -> list[list[Any]]:
