@@ -29,12 +29,15 @@ from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.partition import hold_back
 from fedcunet.errors import UserError
+from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
 from fedcunet.partitioners import deal
 from fedcunet.payload import Layout, Rejection, admit, bits_per_parameter, decode_own, pack
 from fedcunet.records import (
     NUM_EXAMPLES_KEY,
+    UNKNOWN_CLIENT,
     ConfigScalar,
     description_content,
+    error_reply,
     evaluation_content,
     read_model,
     update_content,
@@ -58,13 +61,18 @@ TOKEN_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 @app.query()
 def describe(message: Message, context: Context) -> Message:
     """Answers who this node is: its stable id, its number of examples, its device."""
-    config = _local_config({}, context)
-    train_part, held_part = _own_parts(config, context)
+    try:
+        config = _local_config({}, context)
+        memory_bytes = _checked_memory(config, context)
+        train_part, held_part = _own_parts(config, context)
+    except UserError as error:  # what does not fit is no accident: the server shall know why
+        return error_reply(message, str(error))
     content = description_content(
         _client_id(context),
         len(train_part),
         _device(context),
         num_validation=len(held_part),
+        memory_bytes=memory_bytes,
     )
     return Message(content, reply_to=message)
 
@@ -143,9 +151,9 @@ def _task(message: Message, context: Context) -> _Task:
     """
     blob, values = read_model(message)
     config = _local_config(values, context)
-    client, round_number = _client_id(context), int(values[rounds.ROUND])
-    if values[rounds.CLIENT] != client:
-        raise UserError(f"message for client {values[rounds.CLIENT]} reached client {client}")
+    client, round_number = int(values[rounds.CLIENT]), int(values[rounds.ROUND])
+    if _client_id(context) not in (client, UNKNOWN_CLIENT):
+        raise UserError(f"message for client {client} reached client {_client_id(context)}")
     torch.set_num_threads(config.training.threads)
     cv2.setNumThreads(config.training.threads)
     model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
@@ -243,11 +251,36 @@ def _local_config(values: Mapping[str, ConfigScalar], context: Context) -> RunCo
         own = context.node_config.get(key, context.run_config.get(key))
         if own is not None:
             setting[key] = own
+    asked, own = setting.get("data.name"), context.node_config.get("data.name", "")
+    if own not in ("", asked):
+        raise UserError(f"this client has data '{own}', the run asks for '{asked}'")
     return RunConfig.from_flat(setting, "message")
 
 
 def _client_id(context: Context) -> int:
-    return int(context.node_config.get("partition-id", 0))
+    """The stable id where this machine knows it: the number of its part of the images."""
+    return int(context.node_config.get("partition-id", UNKNOWN_CLIENT))
+
+
+def _checked_memory(config: RunConfig, context: Context) -> int:
+    """Bytes of memory that training may take on a real node; UserError if they do not suffice.
+
+    A virtual node has none of its own (0): the simulation has looked at the machine.
+    """
+    if "data.name" not in context.node_config and "memory-bytes" not in context.node_config:
+        return 0
+    allowed = int(context.node_config.get("memory-bytes", free_memory_bytes()))
+    try:
+        need = step_need(config, _dataset(config.data).scheme.num_landmarks)
+    except NotMeasured as failure:
+        raise UserError(str(failure)) from None
+    needed = need.resident_bytes + config.data.cache_bytes
+    if needed > allowed:
+        raise UserError(
+            f"training needs {needed / 1e6:.0f} MB of memory (measured, images included), "
+            f"this client has {allowed / 1e6:.0f} MB for it"
+        )
+    return allowed
 
 
 def _device(context: Context) -> str:
@@ -295,7 +328,10 @@ def _own_parts(config: RunConfig, context: Context) -> tuple[np.ndarray, np.ndar
     if "num-partitions" in context.node_config:
         num_parts = int(context.node_config["num-partitions"])
         parts = _parts(config.data, config.federation, config.seed, num_parts)
-        part = parts[_client_id(context)]
+        number = _client_id(context)
+        if not 0 <= number < num_parts:
+            raise UserError(f"this client is part {number}, there are 0 to {num_parts - 1}")
+        part = parts[number]
     return hold_back(annotations, part, config.federation.validation_fraction, config.seed)
 
 

@@ -5,6 +5,7 @@ every app), some in a session of their own; ending the first leaves the others f
 family is ended by process id, children of children included.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -36,7 +37,12 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
     scripts = str(Path(sys.executable).parent)
     path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     defaults = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS}
-    fixed = {"FLWR_HOME": str(home.resolve()), "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    fixed = {
+        "FLWR_HOME": str(home.resolve()),
+        "PATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+    }
     return {**defaults, **os.environ, **fixed, **more}
 
 
@@ -95,10 +101,8 @@ def end_family(members: Sequence[psutil.Process], seconds: float = END_SECONDS) 
 
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.kill() if kill else process.terminate()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ CONFIG_KEY = "config"
 METRICS_KEY = "metrics"
 NUM_EXAMPLES_KEY = "num-examples"
 NUM_VALIDATION_KEY = "num-validation-examples"
+MEMORY_KEY = "memory-bytes"
 
 # The one array in the record: its name, and how its bytes are to be understood.
 MODEL_NAME = "model"
@@ -47,6 +49,9 @@ UPDATE_STYPE = "fedcunet.update.v1"
 CLIENT_APP_RAISED = 2
 NODE_UNAVAILABLE = 5
 CLIENT_APP_CRASHED = 8
+
+# What a client with data of its own says: under which id it was admitted is the server's to know.
+UNKNOWN_CLIENT = -1
 
 # More examples than any client has: a count decides a client's weight in the mean.
 MAX_EXAMPLES = 10**7
@@ -93,10 +98,11 @@ class Description:
     """What a node says of itself when it is asked."""
 
     node_id: int  # Flower's, for sending only
-    client: int  # the stable id: the partition in a simulation
+    client: int  # the stable id: the partition in a simulation; or UNKNOWN_CLIENT
     num_examples: int
     num_validation: int  # images that it keeps back to evaluate the model on
     device: str  # name of its device profile
+    memory_bytes: int  # what its training may take
 
 
 def describe_content() -> RecordDict:
@@ -105,7 +111,12 @@ def describe_content() -> RecordDict:
 
 
 def description_content(
-    client: int, num_examples: int, device: str, *, num_validation: int = 0
+    client: int,
+    num_examples: int,
+    device: str,
+    *,
+    num_validation: int = 0,
+    memory_bytes: int = 0,
 ) -> RecordDict:
     """Content of the answer to `describe_content`."""
     record = ConfigRecord(
@@ -114,6 +125,7 @@ def description_content(
             NUM_EXAMPLES_KEY: num_examples,
             NUM_VALIDATION_KEY: num_validation,
             "device": device,
+            MEMORY_KEY: memory_bytes,
         }
     )
     return RecordDict({CONFIG_KEY: record})
@@ -123,12 +135,16 @@ def read_description(message: Message) -> Description | BadReply:
     """The description in `message`, or why there is none; never raises, whatever came."""
     try:
         if message.has_error():
-            return _bad("error-reply", message.error.reason or f"code {message.error.code}")
+            words = _error_words(message.error.reason) or f"code {message.error.code}"
+            return _bad("error-reply", words)
         _check_keys(message.content, {CONFIG_KEY})
         record = dict(message.content[CONFIG_KEY].items())
         client, count = record.get("client"), record.get(NUM_EXAMPLES_KEY)
-        if type(client) is not int or not 0 <= client < 2**31:
+        if type(client) is not int or not UNKNOWN_CLIENT <= client < 2**31:
             return _bad("malformed-reply", f"client id: found {client!r}, expected 0 to 2^31 - 1")
+        memory_bytes = record.get(MEMORY_KEY)
+        if type(memory_bytes) is not int or not 0 <= memory_bytes < 2**63:
+            return _bad("malformed-reply", f"memory: found {memory_bytes!r}, expected bytes")
         if type(count) is not int or not 1 <= count <= MAX_EXAMPLES:
             return _bad("bad-num-examples", f"found {count!r}, expected 1 to {MAX_EXAMPLES}")
         held_back = record.get(NUM_VALIDATION_KEY, 0)
@@ -140,6 +156,7 @@ def read_description(message: Message) -> Description | BadReply:
             num_examples=count,
             num_validation=held_back,
             device=one_line(str(record.get("device", "")))[:MAX_NAME_LENGTH],
+            memory_bytes=memory_bytes,
         )
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")
@@ -207,7 +224,8 @@ def read_update(message: Message, *, max_examples: int = MAX_EXAMPLES) -> Reply 
 
 def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
     if message.has_error():
-        return _bad("error-reply", f"code {message.error.code}: {message.error.reason}")
+        words = _error_words(message.error.reason)
+        return _bad("error-reply", f"code {message.error.code}: {words}")
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
     blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
@@ -355,6 +373,15 @@ def _read_blob(record: object, name: str, stype: str) -> bytes:
             f"array '{name}' says {array.dtype} {tuple(array.shape)}, holds {len(array.data)} bytes"
         )
     return array.data
+
+
+def _error_words(reason: str | None) -> str:
+    """What a client app's exception said, without Flower's `<class '...'>:<'...'>` around it."""
+    reason = reason or ""
+    found = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason, flags=re.DOTALL)
+    if found is None:
+        return reason
+    return found[2] if found[1] in ("UserError", "RunFailure") else f"{found[1]}: {found[2]}"
 
 
 def _is_number(value: object) -> bool:

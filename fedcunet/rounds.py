@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -33,6 +33,7 @@ from fedcunet.payload import (
     pack,
 )
 from fedcunet.records import (
+    UNKNOWN_CLIENT,
     BadReply,
     ConfigScalar,
     Description,
@@ -135,6 +136,8 @@ class Server:
     optimizer: ServerOptimizer = field(init=False)
     clients: dict[int, Description] = field(default_factory=dict)  # by client id
     acknowledged: dict[int, int] = field(default_factory=dict)  # client -> last accepted round
+    admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
+    left_out: list[str] = field(default_factory=list)  # why nodes do not take part
     is_statistic_N: np.ndarray = field(init=False)  # BatchNorm's running means and variances
 
     def __post_init__(self) -> None:
@@ -150,7 +153,9 @@ class Server:
 
     def run(self) -> None:
         """All rounds of the setting. Raises RunFailure if no client can be reached."""
-        self.clients = describe_clients(self.grid, self.config.federation.timeout_seconds)
+        self.clients, self.left_out = describe_clients(
+            self.grid, self.config.federation.timeout_seconds, self.admitted
+        )
         for round_number in range(1, self.config.federation.rounds + 1):
             self.run_round(round_number)
 
@@ -249,7 +254,9 @@ class Server:
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
             content = model_content(model_blob, shared | own)
             node = self.clients[client].node_id
-            messages.append(Message(content, node, "train", group_id=str(round_number)))
+            # Nobody waits longer: a node that comes back later must not train for nothing.
+            ttl = self.config.federation.timeout_seconds
+            messages.append(Message(content, node, "train", ttl=ttl, group_id=str(round_number)))
         return messages
 
 
@@ -415,31 +422,59 @@ def select(clients: list[int], config: RunConfig, round_number: int) -> tuple[li
     return sorted(generator.permutation(clients)[:count].tolist()), wanted
 
 
-def describe_clients(grid: Grid, timeout: float) -> dict[int, Description]:
+def describe_clients(
+    grid: Grid, timeout: float, admitted: Mapping[int, int] | None = None
+) -> tuple[dict[int, Description], list[str]]:
     """Asks every node who it is; nodes that do not answer properly are left out.
+
+    Args:
+        grid: where the nodes are.
+        timeout: seconds after which nobody waits for an answer.
+        admitted: node -> client id, where keys were admitted; otherwise a node's own word counts.
+
+    Returns:
+        The clients by their ids, and why nodes were left out.
 
     Raises:
         RunFailure: if no node is left, with the first node's words.
     """
     nodes = sorted(grid.get_node_ids())
-    messages = [Message(describe_content(), node, "query") for node in nodes]
+    messages = [Message(describe_content(), node, "query", ttl=timeout) for node in nodes]
     replies, _ = collect(grid, messages, timeout=timeout, on_reply=lambda done: None)
     clients: dict[int, Description] = {}
     problems = []
     for node in nodes:
         found = read_description(replies[node]) if node in replies else None
+        if isinstance(found, Description):
+            found = _identified(found, admitted)
         if isinstance(found, Description) and found.client not in clients:
             clients[found.client] = found
         elif isinstance(found, Description):
             problems.append(f"client {found.client} answered twice")
         else:
-            problems.append(found.detail if found is not None else f"node {node} did not answer")
+            words = found.detail if found is not None else "did not answer"
+            client = (admitted or {}).get(node)
+            name = f"node {node}" if client is None else f"client {client}"
+            problems.append(f"{name}: {words}")
     for problem in problems:
         logger.warning("left out of the run: %s", problem)
     if not clients:
         first = problems[0] if problems else "there are no nodes"
         raise RunFailure(f"no client can take part: {first}")
-    return clients
+    return clients, problems
+
+
+def _identified(found: Description, admitted: Mapping[int, int] | None) -> Description | BadReply:
+    """The description under the id by which the node was admitted, or why it has none."""
+    client = found.client if admitted is None else admitted.get(found.node_id, UNKNOWN_CLIENT)
+    if client == UNKNOWN_CLIENT:
+        return BadReply(
+            reason="no-client-id", detail="neither its key was admitted nor is it a part"
+        )
+    if found.client not in (UNKNOWN_CLIENT, client):
+        detail = f"admitted as client {client}, says that it is client {found.client}"
+        return BadReply(reason="wrong-client-id", detail=detail)
+    return dataclasses.replace(found, client=client)
 
 
 def collect(

@@ -5,6 +5,7 @@ import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,8 @@ from fedcunet.training.evaluation import (
 from fedcunet.training.local import crops_of
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 from fedcunet.training.schedule import rate_factor
+from server import deployment
+from server.folder import folder_of_environment
 from server.recorder import RunRecorder
 
 app = ServerApp()
@@ -65,16 +68,37 @@ class NoDisplay:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs the setting of Flower's run configuration into `.fedcunet/runs/flower-<run id>`."""
+    """Runs the setting of Flower's run configuration.
+
+    Into the folder that `python -m server run` asked for, or `.fedcunet/runs/flower-<run id>`.
+    """
     config = RunConfig.from_flat(dict(context.run_config))
-    out = RUNS_DIR / f"flower-{context.run_id}"
-    serve(grid, config, out=out, name=out.name, display=NoDisplay())
+    folder = folder_of_environment()
+    if folder is not None:
+        deployment.run(serve, grid, config, folder, context.run_id)
+    else:
+        out = RUNS_DIR / f"flower-{context.run_id}"
+        serve(grid, config, out=out, name=out.name, display=NoDisplay())
 
 
 def serve(
-    grid: Grid, config: RunConfig, *, out: Path, name: str, display: Display
+    grid: Grid,
+    config: RunConfig,
+    *,
+    out: Path,
+    name: str,
+    display: Display,
+    admitted: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Runs `config` over the nodes of `grid` into the run folder `out`.
+
+    Args:
+        grid: where the clients are.
+        config: the setting.
+        out: run folder, new or empty.
+        name: of the run.
+        display: shows the progress.
+        admitted: Flower's node number -> client id, where nodes were admitted by their keys.
 
     Returns:
         The summary, as in `summary.json`.
@@ -104,9 +128,11 @@ def serve(
             learning_rate=lambda round_number: learning_rate(config, test_data.data, round_number),
             token=token,
             observer=run,
+            admitted=admitted,
         )
         server.run()
         summary = run.summary(name, time.perf_counter() - begin)
+        summary["left_out"] = server.left_out
         recorder.summary(summary)
         display.end(summary)
     finally:

@@ -86,6 +86,11 @@ def names_of(certificate: x509.Certificate) -> list[str]:
     ]
 
 
+def names_of_file(path: Path) -> list[str]:
+    """As `names_of`, of a file. Raises UserError if it cannot be read."""
+    return names_of(_read(path))
+
+
 def make_certificates(folder: Path, names: Sequence[str], days: int) -> Certificates:
     """Writes an authority and a server certificate for `names` and loopback into `folder`.
 

@@ -118,6 +118,10 @@ class ServerFolder:
         except (OSError, ValueError, TypeError) as error:
             raise RunFailure(f"{path}: cannot be read: {error}") from None
 
+    def has_keys(self) -> bool:
+        """Whether the running server takes admitted keys only: it does wherever it has TLS."""
+        return self.address().authority is not None
+
     def forget_address(self) -> None:
         """Says that the server has ended."""
         (self.path / "address.json").unlink(missing_ok=True)

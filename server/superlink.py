@@ -164,7 +164,9 @@ def is_loopback(host: str) -> bool:
 
 def last_words(log: Path, num_lines: int = 3) -> str:
     """The last lines of a log that say something, on one line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [
+        line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
     return " | ".join([line for line in lines if line][-num_lines:]) or "it said nothing"
 
 

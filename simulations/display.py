@@ -168,6 +168,11 @@ class RunDisplay:
         if self._live is None and not self._quiet:
             self._print(_round_text(run, line, counts, self._clock()))
 
+    def say(self, text: str) -> None:
+        """A line beside the run: what its clients or its server have to say."""
+        if not self._quiet:
+            self._print(units.printable(text, 400))
+
     def end(self, summary: Mapping[str, Any]) -> None:
         """Close the run with one line of its result."""
         run, self._run = self._run, None

@@ -271,7 +271,9 @@ def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
         token="t",
         observer=Watcher(),
     )
-    with pytest.raises(RunFailure, match="no client can take part: ValueError: no images here"):
+    with pytest.raises(
+        RunFailure, match="no client can take part: node 1: ValueError: no images here"
+    ):
         server.run()
 
 
@@ -297,7 +299,7 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
         token="t",
         observer=watcher,
     )
-    server.clients = rounds.describe_clients(server.grid, 60)
+    server.clients, _ = rounds.describe_clients(server.grid, 60)
     server.grid = Silent(client_app, [{}] * 4, {})
     server.run_round(1)
     assert watcher.lines[0].replies == {"accepted": 3, "no-reply": 1}
