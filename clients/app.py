@@ -8,6 +8,7 @@ what device it plays comes from the node's own config, or from the run's where t
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
 import functools
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ from fedcunet.training.local import (
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 
 app = ClientApp()
+logger = logging.getLogger(__name__)
 
 DEFAULT_DEVICE = "phone-mid"
 TOKEN_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -66,6 +68,7 @@ def describe(message: Message, context: Context) -> Message:
         memory_bytes = _checked_memory(config, context)
         train_part, held_part = _own_parts(config, context)
     except UserError as error:  # what does not fit is no accident: the server shall know why
+        logger.warning("refused: %s", error)
         return error_reply(message, str(error))
     content = description_content(
         _client_id(context),

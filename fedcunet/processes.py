@@ -1,16 +1,18 @@
 """Processes of Flower that our commands start: their environment, and how they are ended.
 
 A SuperLink and a SuperNode start further processes (`flower-superexec`, and through it one for
-every app), some in a session of their own; ending the first leaves the others for a while. So a
-family is ended by process id, children of children included.
+every app), some in a session of their own; ending the first leaves the others for a while.
 """
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ import psutil
 END_SECONDS = 8.0
 # Flower 1.39 looks for work once a second by default; a look costs a request on loopback.
 TASK_POLL_SECONDS = "0.2"
+MARK_VARIABLE = "FEDCUNET_FAMILY"
 
 
 def flower_command(name: str) -> str:
@@ -46,63 +49,70 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
     return {**defaults, **os.environ, **fixed, **more}
 
 
-def start(
-    command: Sequence[str], environment: dict[str, str], *, output: int
-) -> subprocess.Popen[str]:
-    """Starts a process out of reach of the terminal's Ctrl-C: whoever started it ends it.
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A process and all that it started, however far away they have moved.
 
-    Args:
-        command: program and arguments.
-        environment: all of its environment.
-        output: where standard output and error go, as for `subprocess.Popen`.
+    Attributes:
+        process: the first one.
+        mark: value of an environment variable that all of them inherit: a child whose parent has
+            gone, or that leads a session of its own, is still found by it.
     """
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+
+    process: subprocess.Popen[str]
+    mark: str
+
+    @classmethod
+    def start(cls, command: Sequence[str], environment: Mapping[str, str], output: int) -> "Family":
+        """Starts a process out of reach of the terminal's Ctrl-C: whoever started it ends it.
+
+        Args:
+            command: program and arguments.
+            environment: all of its environment.
+            output: where standard output and error go, as for `subprocess.Popen`.
+        """
+        mark = uuid.uuid4().hex
+        process = subprocess.Popen(
+            command,
+            env={**environment, MARK_VARIABLE: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        return cls(process, mark)
+
+    def members(self) -> list[psutil.Process]:
+        """Those that are running now."""
+        return [process for process in psutil.process_iter() if _mark_of(process) == self.mark]
+
+    def end(self, seconds: float = END_SECONDS) -> None:
+        """Ends the first process, then those that are left, then by force.
+
+        Args:
+            seconds: how long each step may take.
+        """
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            members = self.members()
+            for member in members:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.send_signal(signal_number)
+            psutil.wait_procs(members, timeout=seconds)
+        self.process.wait()
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """The process and everything that it started, itself first; empty if it has gone."""
+def _mark_of(process: psutil.Process) -> str:
     try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def end_family(members: Sequence[psutil.Process], seconds: float = END_SECONDS) -> None:
-    """Ends processes: the first by SIGTERM, then those left, then by SIGKILL.
-
-    Args:
-        members: of `family`, taken while the first process was still there.
-        seconds: how long each step may take.
-    """
-    if not members:
-        return
-    later = [child for member in members for child in family(member.pid)]
-    everyone = list({process.pid: process for process in [*members, *later]}.values())
-    for step in (everyone[:1], everyone):
-        for process in step:
-            if process.is_running():
-                _signal(process, kill=False)
-        psutil.wait_procs(step, timeout=seconds)
-    _, left = psutil.wait_procs(everyone, timeout=0)
-    for process in left:
-        _signal(process, kill=True)
-    psutil.wait_procs(left, timeout=seconds)
-
-
-def _signal(process: psutil.Process, *, kill: bool) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill() if kill else process.terminate()
+        return str(process.environ().get(MARK_VARIABLE, ""))
+    except (psutil.Error, OSError):  # gone, or another user's
+        return ""
 
 
 def free_port() -> int:

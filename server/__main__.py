@@ -10,25 +10,18 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from fedcunet.commands.errors import run_app
-from fedcunet.config import RunConfig
-from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
 from server import admission
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import DEFAULT_FOLDER, Request, ServerFolder, existing
 from server.nodes import read_nodes
-from server.running import Follower, submit
 from server.superlink import Superlink, is_serving
-
-# Who waits for a run sees it as a simulation's: this file alone uses the display and the report.
-from simulations.display import RunDisplay, comparison_table
-from simulations.report import write_run_report
 
 RUNS_DIR = Path(".fedcunet/runs")
 
@@ -170,7 +163,7 @@ def revoke_node(
     which: Annotated[str, typer.Argument(help="Client id, name or fingerprint.")],
     folder: FolderOption = DEFAULT_FOLDER,
 ) -> None:
-    """Takes a node's admission back at once; its client id stays reserved for its key."""
+    """Takes a node's admission back at once and for good; a new key can have its client id."""
     node = admission.revoke(existing(folder), which)
     print(f"client {node.client}: {node.name}, {node.fingerprint}, revoked")
 
@@ -205,7 +198,7 @@ def health(folder: FolderOption = DEFAULT_FOLDER) -> None:
 def run(
     setting: Annotated[Path, typer.Argument(help="Setting file (TOML).")],
     data: Annotated[
-        str | None, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")
+        str | None, typer.Option("--data", help="Data set: 300w, faces, mpii, lsp or lspet.")
     ] = None,
     root: Annotated[
         str | None,
@@ -229,6 +222,14 @@ def run(
 
     Example: python -m server run simulations/settings/i8-w2-g8-sign.toml --clients 2 --rounds 5
     """
+    # These bring torch, which the other commands do not wait for.
+    from fedcunet.config import RunConfig
+    from server.running import Follower, submit
+
+    # Who waits for a run sees it as a simulation's: the display and the report are theirs.
+    from simulations.display import RunDisplay, comparison_table
+    from simulations.report import write_run_report
+
     if data is not None and root is None:
         raise UserError(f"--data {data}: expected --root DIR beside it, found none")
     config = (
@@ -248,7 +249,13 @@ def run(
         run_id = submit(home, config, request)
         summary = Follower(folder=home, run_id=run_id, display=display).follow()
     report = write_run_report(request.out)
-    _print_result(summary, report, as_json)
+    if as_json:
+        json.dump(summary, sys.stdout, indent=2)
+        print()
+        return
+    console = Console()
+    console.print(comparison_table([summary]))
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
 
 
 def _run_folder(out: Path | None, name: str) -> Path:
@@ -262,16 +269,6 @@ def _run_folder(out: Path | None, name: str) -> Path:
         number += 1
         found = RUNS_DIR / f"{name}-{number}"
     return found
-
-
-def _print_result(summary: dict[str, Any], report: Path, as_json: bool) -> None:
-    if as_json:
-        json.dump(summary, sys.stdout, indent=2)
-        print()
-        return
-    console = Console()
-    console.print(comparison_table([summary]))
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

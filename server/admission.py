@@ -22,7 +22,7 @@ from server.nodes import (
 def admit(
     folder: ServerFolder, key_file: Path, client: int | None, name: str | None
 ) -> AdmittedNode:
-    """Admits the key in `key_file` under the id `client`, or its former one, or the next free one.
+    """Admits the key in `key_file` under the id `client`, or under the next one.
 
     Raises:
         UserError: the key is none, is admitted already, or the id is taken.
@@ -32,7 +32,7 @@ def admit(
         raise RunFailure("the server runs without TLS and so without keys: nodes need no admission")
     key, fingerprint, comment = read_public_key(key_file)
     table = read_nodes(folder.path)
-    _, place = place_for(table, key, client)
+    place = place_for(table, key, client)
     answer = flwr(folder, ["supernode", "register", str(key_file)])
     node = AdmittedNode(
         client=place,

@@ -18,6 +18,7 @@ def flwr(folder: ServerFolder, words: Sequence[str], more: Sequence[str] = ()) -
     Raises:
         RunFailure: Flower refused, in its words, or the server does not answer.
     """
+    folder.address()  # says so if no server is running
     command = [flower_command("flwr"), *words, CONNECTION, *more, "--format", "json"]
     try:
         done = subprocess.run(

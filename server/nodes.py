@@ -1,8 +1,8 @@
 """Who may take part: the table of admitted keys, each with a client id of its own.
 
-Flower admits a key and gives its node a number; revoked and admitted again, the same key gets
-another one. What a client keeps between rounds, and its place in every sum, goes by the client
-id, which stays with the key for good.
+Flower gives the node of each key a number, and a revoked key never gets one again (1.39). What a
+client keeps between rounds, and its place in every sum, goes by the client id, which a machine
+keeps when it comes with a new key.
 """
 
 import base64
@@ -90,32 +90,32 @@ def read_public_key(path: Path) -> tuple[str, str, str]:
     return f"{kind} {body}", f"SHA256:{digest.rstrip('=')}", " ".join(comment)
 
 
-def place_for(
-    nodes: Sequence[AdmittedNode], key: str, client: int | None
-) -> tuple[AdmittedNode | None, int]:
-    """The node of that key if it is known, and the client id that it gets.
+def place_for(nodes: Sequence[AdmittedNode], key: str, client: int | None) -> int:
+    """The client id that a new key gets.
 
     Args:
         nodes: the table.
         key: public key.
-        client: the id that was asked for; the next free one if None.
+        client: the id that was asked for: a free one, or that of a revoked key, whose place the
+            new one takes; the next that was never given if None.
 
     Raises:
-        UserError: the key takes part already, or the id is another key's.
+        UserError: the key is known already, or the id is another key's.
     """
     known = next((node for node in nodes if node.key == key), None)
-    if known is not None and not known.revoked:
-        raise UserError(f"key {known.fingerprint}: is admitted already, as client {known.client}")
-    if known is not None and client in (None, known.client):
-        return known, known.client
-    taken = {node.client: node for node in nodes if node is not known}
-    if client is None:
-        return known, max(taken, default=-1) + 1
-    if client in taken:
+    if known is not None and known.revoked:
         raise UserError(
-            f"--client {client}: is the id of {taken[client].name} ({taken[client].fingerprint})"
+            f"key {known.fingerprint}: was revoked, and Flower takes a revoked key never again; "
+            f"a new one can have its place by --client {known.client}"
         )
-    return known, client
+    if known is not None:
+        raise UserError(f"key {known.fingerprint}: is admitted already, as client {known.client}")
+    if client is None:
+        return max((node.client for node in nodes), default=-1) + 1
+    holder = next((node for node in nodes if node.client == client and not node.revoked), None)
+    if holder is not None:
+        raise UserError(f"--client {client}: is the id of {holder.name} ({holder.fingerprint})")
+    return client
 
 
 def with_node(nodes: Sequence[AdmittedNode], node: AdmittedNode) -> list[AdmittedNode]:

@@ -15,13 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import (
-    end_family,
-    family,
+    Family,
     flower_command,
     flower_environment,
     host_and_port,
     joined,
-    start,
 )
 from server.certificates import Certificates
 from server.folder import FOLDER_VARIABLE, Address, ServerFolder
@@ -111,7 +109,8 @@ class Superlink:
             self.folder.flower_home, **{FOLDER_VARIABLE: str(self.folder.path.resolve())}
         )
         with self.folder.log.open("a", encoding="utf-8") as log:
-            process = start(self.command(), environment, output=log.fileno())
+            started = Family.start(self.command(), environment, log.fileno())
+        process = started.process
         try:
             health = joined(LOOPBACK, self.health_port)
             self._wait_until_ready(process, health)
@@ -128,8 +127,7 @@ class Superlink:
             yield process
         finally:
             self.folder.forget_address()
-            end_family(family(process.pid))
-            process.wait()
+            started.end()
 
     def _wait_until_ready(self, process: subprocess.Popen[str], health: str) -> None:
         deadline = time.monotonic() + START_SECONDS

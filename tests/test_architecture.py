@@ -14,6 +14,7 @@ ALLOWED = {
     "errors": set(),
     "environment": set(),
     "files": set(),
+    "processes": set(),
     "bits": {"errors"},
     "models": {"errors"},
     "data": {"errors", "files"},
@@ -57,6 +58,7 @@ ALLOWED = {
     "measured": {"memory", "config", "files", "errors"},
     "sweep": {"measured", "memory", "config", "files", "errors"},
 }
+SHOWING = ("simulations.display", "simulations.report")
 FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
 
 
@@ -111,7 +113,11 @@ def test_server_and_clients_never_import_each_other() -> None:
         ("clients", {"server", "simulations"}),
     ):
         for path in files(here):
-            assert not {name.split(".")[0] for name in imports_of(path)} & others, path
+            found = [name for name in imports_of(path) if name.split(".")[0] in others]
+            if str(path.relative_to(ROOT)) == "server/__main__.py":
+                # `python -m server run` shows a run and reports on it as the simulations do.
+                found = [name for name in found if not name.startswith(SHOWING)]
+            assert not found, path
 
 
 def test_one_file_alone_touches_what_flower_does_not_promise() -> None:
