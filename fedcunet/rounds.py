@@ -48,7 +48,7 @@ from fedcunet.records import (
 logger = logging.getLogger(__name__)
 
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
-POLL_SECONDS = 0.05
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 0.5
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
 
 # Config keys of train and evaluate messages beside those of the setting.
@@ -492,7 +492,7 @@ def collect(
     waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
     replies: dict[int, Message] = {}
     begin = time.monotonic()
-    done = 0
+    done, pause = 0, POLL_SECONDS
     while waiting:
         arrived = list(grid.pull_messages(list(waiting)))
         for reply in arrived:
@@ -504,6 +504,8 @@ def collect(
             # Our own engines stop working on what nobody waits for; Flower's grid lets it expire.
             getattr(grid, "forget", lambda message_ids: None)(waiting)
             return replies, True
+        # Our own engines wait inside of a pull; a real server would answer twenty a second.
+        pause = POLL_SECONDS if arrived else min(1.3 * pause, LONGEST_POLL_SECONDS)
         if not arrived:
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
     return replies, False

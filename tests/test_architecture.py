@@ -46,6 +46,7 @@ ALLOWED = {
         "metrics",
         "models",
         "layout",
+        "payload",  # distributed training sends gradients as clients send updates
         "bits",
         "packed",
         "config",

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from fedcunet.commands.machine import (
     SupervisionsOption,
     warn_of_order,
 )
-from fedcunet.config import DataConfig, RunConfig
+from fedcunet.config import DataConfig, RunConfig, UpdateConfig
 from fedcunet.data import DATASETS, Annotation, AnnotationSet, load
 from fedcunet.data.annotations import LandmarkScheme, landmarks_in
 from fedcunet.data.crops import Crops, apply_affine
@@ -28,6 +29,7 @@ from fedcunet.data.images import read_image, write_image
 from fedcunet.errors import UserError
 from fedcunet.training.central import BEST, Epoch, train_network
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint, to_device
+from fedcunet.training.distributed import Team, team_of_torchrun
 from fedcunet.training.evaluation import evaluate as evaluate_network
 from fedcunet.training.evaluation import evaluate_mean_shape, predict_batches
 from fedcunet.training.local import crops_of
@@ -102,6 +104,15 @@ def train(
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of torchrun's processes; see --exchange.")
+    ] = False,
+    exchange: Annotated[
+        str, typer.Option("--exchange", help="Codec of the gradients between processes.")
+    ] = "float32",
+    exchange_bits: Annotated[
+        float, typer.Option("--exchange-bits", help="Of that codec, a gradient's value.")
+    ] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Trains a network on one machine; the defaults are the paper's.
@@ -150,7 +161,11 @@ def train(
     if not has_tensorboard():
         console.print("no TensorBoard logs: pip install tensorboard gives them", markup=False)
     begin = time.monotonic()
-    with _progress(console) as progress:
+    with ExitStack() as stack:
+        team = stack.enter_context(_team(distributed, exchange, exchange_bits, seed, device))
+        silent = team is not None and team.rank > 0
+        console.quiet = silent
+        progress = stack.enter_context(_progress(console))
         bar = progress.add_task("epoch 1", total=None)
 
         def on_step(epoch: int, done: int, total: int, loss: float) -> None:
@@ -170,11 +185,14 @@ def train(
             train_set,
             test_set,
             out,
-            device=device,
+            device=device if team is None else team.device,
             resume=resume,
             on_step=on_step,
             on_epoch=on_epoch,
+            team=team,
         )
+    if silent:
+        return
     if not epochs_done:
         raise UserError(f"{out}: all of {epochs} epochs are done already; raise --epochs")
     last = epochs_done[-1].evaluation
@@ -189,6 +207,20 @@ def train(
         print(json.dumps(result))
     else:
         print(f"{out / BEST}: the best checkpoint, by {last.metric_name} on '{test_set.subset}'")
+
+
+def _team(
+    distributed: bool, exchange: str, exchange_bits: float, seed: int, device: str
+) -> AbstractContextManager[Team | None]:
+    """The team of this process, or none. Raises UserError where options contradict each other."""
+    if not distributed:
+        if exchange != "float32":
+            raise UserError(f"--exchange {exchange}: expected --distributed beside it")
+        return nullcontext()
+    if device != "cpu":
+        raise UserError(f"--device {device}: torchrun's processes find their devices themselves")
+    update = UpdateConfig(codec=exchange, bits=exchange_bits, error_feedback=exchange != "float32")
+    return team_of_torchrun(update, seed)
 
 
 def evaluate(

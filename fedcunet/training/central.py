@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedcunet.data import AnnotationSet
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
+from fedcunet.training.distributed import Team
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.local import (
     OPTIMIZERS,
@@ -61,6 +63,7 @@ def train_network(
     resume: bool = False,
     on_step: Callable[[int, int, int, float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    team: Team | None = None,
 ) -> nn.Module:
     """Trains the setting's network; checkpoints, history and TensorBoard logs go into `out`.
 
@@ -76,6 +79,7 @@ def train_network(
         resume: go on from `out`.
         on_step: called with epoch, steps done in it, steps of an epoch, loss.
         on_epoch: called after each epoch.
+        team: the processes that train together; the first of them evaluates and writes.
 
     Raises:
         UserError: if there is nothing to resume, or a training is there and `resume` is not set.
@@ -89,14 +93,20 @@ def train_network(
     elif (out / LAST).exists():
         raise UserError(f"{out}: holds a training already; go on with --resume, or name another")
     to_device(model, device)
+    trained = model if team is None else team.replica(model)
     training = config.training
     optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), training.learning_rate)
     if resume:
         _load_optimizer(out / OPTIMIZER, model, optimizer)
-    steps = len(batches(range(len(crops)), training.batch_size))  # of an epoch
+    num_images = len(crops) if team is None else team.share_size(len(crops))
+    steps = len(batches(range(num_images), training.batch_size))  # of an epoch
     if first_epoch > training.epochs:
         return model
-    with open_training_log(out / TENSORBOARD, steps_done=(first_epoch - 1) * steps) as log:
+    with ExitStack() as stack:
+        log = TrainingLog(None)
+        if team is None or not team.rank:
+            steps_done = (first_epoch - 1) * steps
+            log = stack.enter_context(open_training_log(out / TENSORBOARD, steps_done=steps_done))
         for epoch in range(first_epoch, training.epochs + 1):
             rate = training.learning_rate * rate_factor(
                 training.schedule,
@@ -107,16 +117,21 @@ def train_network(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             result = train_pass(
-                model,
-                crops,
+                trained,
+                crops if team is None else team.share(crops, epoch),
                 optimizer,
                 batch_size=training.batch_size,
                 num_epochs=1,
                 sigma=config.data.sigma,
                 augmentation=augmentation_of(config.data, train_set.scheme),
-                seed=(config.seed, epoch),
+                seed=(config.seed, epoch) if team is None else (config.seed, epoch, team.rank),
                 progress=_step_reporter(log, on_step, epoch),
             )
+            if team is not None:
+                result = team.together(result)
+                team.average_statistics(model)
+                if team.rank:
+                    continue  # the first process evaluates and writes
             evaluation = evaluate(model, test_set, test_crops, flip_test=config.data.flip_test)
             # Errors are better when smaller, shares of correct points when larger.
             merit = (-1 if train_set.scheme.is_face else 1) * evaluation.percent
@@ -135,7 +150,7 @@ def train_network(
                 is_best=is_best,
                 best_percent=abs(best),
             )
-            _record(out / HISTORY, log, epoch * steps, done)
+            _record(out / HISTORY, log, epoch * steps, done, team)
             if on_epoch is not None:
                 on_epoch(done)
     return model
@@ -190,7 +205,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
-def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch) -> None:
+def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch, team: Team | None) -> None:
     """Appends the epoch's line to the history, and its values to the log."""
     evaluation, result = epoch.evaluation, epoch.result
     line = {
@@ -201,6 +216,8 @@ def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch) -> None
         "seconds": result.seconds,
         "images_per_second": result.num_examples / result.seconds,
     }
+    if team is not None:
+        line |= {"processes": team.size, "gradient_bytes_per_step": team.bytes_per_step()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     values = {
