@@ -1,6 +1,6 @@
 """A real federation under field conditions, in network namespaces of this machine, as JSON.
 
-    sudo .venv/bin/python benchmarks/field.py [--only speeds|unplugged|restart|stranger] [--out FILE]
+    sudo .venv/bin/python benchmarks/field.py [--only PART] [--out FILE]
 
 Server, two clients and a stranger get a network namespace each, joined by a bridge; nothing
 reaches the machine's own network. The clients' links are slowed in both directions by `tc`
@@ -259,7 +259,7 @@ PORTS = {9092: "fleet", 8000: "control and runtime", 9095: "health"}
 
 
 def stranger(field: Field) -> dict[str, str]:
-    """What a plain TCP connection, and one with TLS to the fleet port, gets in another namespace."""
+    """What the server answers to somebody in another namespace."""
     script = (
         "import socket, sys\n"
         "try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close(); print('open')\n"
