@@ -35,13 +35,14 @@ from server.app import NoDisplay
 from server.certificates import make_certificates
 from server.flower import flwr
 from server.folder import Request, ServerFolder
+from server.journal import JournalReader
 from server.running import Follower, submit
 from server.superlink import Superlink
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_SECONDS = 40.0
 ALLOWED_SHARE, ALLOWED_BYTES = 0.03, 20_000
-CODECS: list[tuple[str, float]] = [("float32", 32), ("linear", 8), ("eden", 2), ("sign", 1)]
+CODECS: list[tuple[str, float]] = [("float32", 32), ("linear-nearest", 8), ("eden", 2), ("sign", 1)]
 
 
 class CountingProxy:
@@ -88,19 +89,35 @@ class CountingProxy:
         return self.up, self.down
 
 
-class Snapshots(NoDisplay):
-    """The proxies' counts at the end of each round."""
-
-    def __init__(self, proxies: list[CountingProxy]) -> None:
-        self._proxies = proxies
-        self.at_round: dict[int, tuple[float, list[tuple[int, int]]]] = {}
-
-    def round_done(self, line: dict[str, Any]) -> None:
-        counts = [proxy.counts() for proxy in self._proxies]
-        self.at_round[line["round"]] = (time.monotonic(), counts)
+class Quiet(NoDisplay):
+    """Shows nothing but what nodes have to say."""
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)
+
+
+class Snapshots:
+    """The proxies' counts at the end of each round, read off the run's own journal."""
+
+    def __init__(self, proxies: list[CountingProxy], journal: Path) -> None:
+        self._proxies, self._reader = proxies, JournalReader(journal)
+        self.at_round: dict[int, tuple[float, list[tuple[int, int]]]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for what, *arguments in self._reader.news():
+                if what == "round_done":
+                    counts = [proxy.counts() for proxy in self._proxies]
+                    self.at_round[arguments[0]["round"]] = (time.monotonic(), counts)
+
+    def end(self) -> None:
+        """Stops watching."""
+        time.sleep(0.2)
+        self._over.set()
+        self._thread.join()
 
 
 @contextmanager
@@ -149,9 +166,10 @@ def measure(
     home: ServerFolder, config: RunConfig, out: Path, proxies: list[CountingProxy], idle: float
 ) -> dict[str, Any]:
     """Bytes of one run, a client and round; `idle` is what polling costs, in bytes a second."""
-    snapshots = Snapshots(proxies)
     run_id = submit(home, config, Request(out=out, name=out.name, wait_seconds=120))
-    Follower(folder=home, run_id=run_id, display=snapshots).follow()
+    snapshots = Snapshots(proxies, home.progress(run_id))
+    Follower(folder=home, run_id=run_id, display=Quiet()).follow()
+    snapshots.end()
     lines = [json.loads(line) for line in (out / "clients.jsonl").read_text().splitlines()]
     later = [line for line in lines if line["round"] > 1]
     rounds = config.federation.rounds - 1
@@ -193,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="2 or more")
+    parser.add_argument("--codec", help="only this one of the codecs")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     arguments = parser.parse_args()
     results = []
@@ -217,7 +236,8 @@ def main() -> None:
         while sum(row["status"] == "online" for row in admission.overview(home)) < len(proxies):
             time.sleep(1)
         idle = idle_rate(proxies)
-        for codec, bits in CODECS:
+        chosen = [row for row in CODECS if arguments.codec in (None, row[0])]
+        for codec, bits in chosen:
             for proxy in proxies:
                 proxy.up = proxy.down = 0
             config = setting(codec, bits, data, folder, arguments.clients, arguments.rounds)
