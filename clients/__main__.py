@@ -14,12 +14,14 @@ import typer
 from clients.devices import PROFILES, profile_named
 from clients.keys import check_key, make_key
 from clients.offer import Offer
+from clients.state import forget_old_runs
 from clients.supernode import Supernode, node_config_text
 from fedcunet.commands.errors import run_app
 from fedcunet.errors import UserError
 from fedcunet.processes import host_and_port
 
 DEFAULT_FOLDER = Path(".fedcunet/node")
+STATE_DAYS = 7.0
 
 app = typer.Typer(
     help="Federated training on this machine's own images; they never leave it.",
@@ -87,6 +89,7 @@ def join(
     )
     node_config_text(offer.node_config())
     signal.signal(signal.SIGTERM, _interrupt)
+    forget_old_runs(offer.state_folder, STATE_DAYS)
     _say(offer.words())
     Supernode(
         server=server,

@@ -6,6 +6,8 @@ next message's acknowledgement (the last round in which an update of this client
 says which of them holds. A file that is lost or damaged costs the residual, never correctness.
 """
 
+import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,3 +61,14 @@ class ClientState:
         tensors = {"before": before, "after": after}
         metadata = {"round": str(round_number)}
         write_atomically(self.path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def forget_old_runs(folder: Path, days: float) -> None:
+    """Removes what was kept for runs that nothing was written for in `days` days.
+
+    A real node is not told when a run has ended.
+    """
+    oldest = time.time() - days * 86400
+    for run in folder.glob("*/"):
+        if max((path.stat().st_mtime for path in run.iterdir()), default=0.0) < oldest:
+            shutil.rmtree(run, ignore_errors=True)

@@ -9,7 +9,7 @@ from fedcunet.errors import RunFailure
 from fedcunet.processes import flower_command, flower_environment
 from server.folder import CONNECTION, ServerFolder
 
-COMMAND_SECONDS = 60.0
+COMMAND_SECONDS = 180.0
 
 
 def flwr(folder: ServerFolder, words: Sequence[str], more: Sequence[str] = ()) -> dict[str, Any]:

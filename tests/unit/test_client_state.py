@@ -1,11 +1,13 @@
 """The residual of error feedback over rounds that are taken and rounds that are not."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clients.state import ClientState
+from clients.state import ClientState, forget_old_runs
 
 
 @pytest.fixture
@@ -54,3 +56,14 @@ def test_a_residual_of_another_length_or_not_finite_is_not_used(state: ClientSta
     assert state.residual(4, 1).tolist() == [0, 0, 0, 0]
     state.save(1, vector(0), vector(0.5))
     assert state.residual(5, 1).tolist() == [0] * 5
+
+
+def test_only_runs_that_nobody_wrote_for_a_while_are_forgotten(tmp_path: Path) -> None:
+    for name, age in (("old", 8), ("new", 1)):
+        path = tmp_path / name / "client-000000.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age * 86400,) * 2)
+    forget_old_runs(tmp_path, days=7)
+    forget_old_runs(tmp_path / "none", days=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -51,15 +51,21 @@ def test_what_coding_loses_is_added_to_later_gradients(alone: None, seed: int) -
     torch.testing.assert_close(swapped_N, torch.cat([left_N[15:], left_N[:15]]))
 
 
+class _Crops(list[int]):
+    """As many crops as there are numbers."""
+
+    flip_order = None
+
+
 def test_shares_are_equal_disjoint_and_new_each_epoch(seed: int) -> None:
-    crops = list(range(11))
+    crops = _Crops(range(11))
     teams = [Team(rank=r, size=2, device="cpu", update=SIGN, seed=seed) for r in range(2)]
     shares = [team.share(crops, 1)._members for team in teams]  # type: ignore[arg-type]
     assert [len(share) for share in shares] == [5, 5]
     assert not set(shares[0]) & set(shares[1])
     assert teams[0].share(crops, 2)._members != shares[0]  # type: ignore[arg-type]
     with pytest.raises(UserError, match="2 processes: expected as many images, found 1"):
-        teams[0].share([0], 1)  # type: ignore[arg-type]
+        teams[0].share(_Crops([0]), 1)  # type: ignore[arg-type]
 
 
 def test_outside_of_torchrun_the_team_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
