@@ -245,6 +245,7 @@ def run(
     )
     home = existing(folder)
     request = Request(out=_run_folder(out, setting.stem), name=setting.stem, wait_seconds=wait)
+    signal.signal(signal.SIGTERM, _interrupt)
     with RunDisplay(quiet=quiet) as display:
         run_id = submit(home, config, request)
         summary = Follower(folder=home, run_id=run_id, display=display).follow()
