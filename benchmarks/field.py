@@ -296,12 +296,15 @@ def main() -> None:
         clients = field.clients()
         parts: dict[str, Callable[[], Any]] = {
             "stranger": lambda: stranger(field),
-            "speeds": lambda: speeds(field, arguments.delay_ms),
-            "unplugged": lambda: unplugged(field, clients),
             "restart": lambda: restart(field, server, clients),
+            "unplugged": lambda: unplugged(field, clients),
+            "speeds": lambda: speeds(field, arguments.delay_ms),
         }
         chosen = [arguments.only] if arguments.only else list(parts)
-        results = {part: parts[part]() for part in chosen}
+        results = {}
+        for part in chosen:
+            results[part] = parts[part]()
+            print(json.dumps({part: results[part]}), file=sys.stderr, flush=True)
     text = json.dumps(results, indent=1)
     print(text)
     if arguments.out:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.memory import available_bytes
 from fedcunet.config import DataConfig
 from fedcunet.data import DATASETS, load
 from fedcunet.errors import UserError
+from fedcunet.measured import free_memory_bytes
+
+IMAGES_SHARE = 4  # one part in so many of the memory that was given is for images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +22,7 @@ class Offer:
         device: name of the device profile.
         part: which part of shared images is this node's, of how many; None for images of its own.
         memory_bytes: what training may take, None for what is free when it is asked.
-        state_folder: what the client keeps between rounds.
+        folder: the node's own.
     """
 
     data: str
@@ -29,7 +31,7 @@ class Offer:
     device: str
     part: tuple[int, int] | None
     memory_bytes: int | None
-    state_folder: Path
+    folder: Path
 
     @classmethod
     def of_machine(
@@ -74,13 +76,18 @@ class Offer:
             device=device,
             part=None if part is None or parts is None else (part, parts),
             memory_bytes=None if memory is None else memory * 10**6,
-            state_folder=folder.resolve() / "state",
+            folder=folder.resolve(),
         )
+
+    @property
+    def state_folder(self) -> Path:
+        """What the client keeps between rounds."""
+        return self.folder / "state"
 
     def words(self) -> str:
         """One line for people."""
         of = "" if self.part is None else f", part {self.part[0]} of {self.part[1]} of them"
-        memory = available_bytes() if self.memory_bytes is None else self.memory_bytes
+        memory = free_memory_bytes() if self.memory_bytes is None else self.memory_bytes
         return (
             f"{self.num_images} images of {self.data}{of}, {memory / 1e6:.0f} MB of memory, "
             f"device {self.device}"
@@ -91,11 +98,15 @@ class Offer:
         values: dict[str, str | int] = {
             "data.name": self.data,
             "data.root": str(self.root),
+            "data.cache-dir": str(self.folder / "crops"),
             "federation.state-dir": str(self.state_folder),
+            "federation.measured-dir": str(self.folder / "measured"),
             "device": self.device,
         }
         if self.part is not None:
             values |= {"partition-id": self.part[0], "num-partitions": self.part[1]}
         if self.memory_bytes is not None:
             values["memory-bytes"] = self.memory_bytes
+            images = min(DataConfig().cache_bytes, self.memory_bytes // IMAGES_SHARE)
+            values["data.cache-bytes"] = images
         return values

@@ -44,7 +44,9 @@ def absolute(config: RunConfig) -> RunConfig:
     """The setting with paths that mean the same in another process's folder."""
     return config.replace(
         data__root=str(Path(config.data.root).resolve()),
+        data__cache_dir=str(Path(config.data.cache_dir).resolve()),
         federation__state_dir=str(Path(config.federation.state_dir).resolve()),
+        federation__measured_dir=str(Path(config.federation.measured_dir).resolve()),
     )
 
 
