@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--codec", help="only this one of the codecs")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything is ended and removed
     results = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)

@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=0, help="needs the kernel's netem")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything is ended and removed
     with tempfile.TemporaryDirectory() as name, network(), ExitStack() as stack:
         field = Field(Path(name), stack)
         server = field.server()
