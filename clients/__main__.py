@@ -13,7 +13,6 @@ import typer
 
 from clients.devices import PROFILES, profile_named
 from clients.keys import check_key, make_key
-from clients.offer import Offer
 from clients.state import forget_old_runs
 from clients.supernode import Supernode, node_config_text
 from fedcunet.commands.errors import run_app
@@ -82,6 +81,9 @@ def join(
     Example: python -m clients join --server server.lab:9092 --ca ca.pem --key .fedcunet/node/key
     --data 300w --root DIR
     """
+    # Brings torch, which a key need not wait for.
+    from clients.offer import Offer
+
     _check_connection(server, authority, key, insecure)
     profile_named(device)
     offer = Offer.of_machine(
