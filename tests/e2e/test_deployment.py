@@ -119,7 +119,7 @@ def test_two_clients_with_keys_give_the_simulations_model_and_nobody_else_gets_i
         update__error_feedback=True,
         federation__clients=2,
         federation__rounds=2,
-        federation__timeout_seconds=200,
+        federation__timeout_seconds=600,
         federation__state_dir=str(tmp_path / "state"),
     )
     keys = [lab.key("first"), lab.key("second")]
