@@ -73,8 +73,9 @@ class QuantConfig:
     input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
     input_range: float = 4.0
     gradient_scale: Literal["tensor", "channel"] = "channel"
-    # What waits for the backward pass: float32 maps, or packed codes (quant/storage.py).
-    storage: Literal["float32", "packed"] = "float32"
+    # What waits for the backward pass: float32 maps; packed codes; or, frugal, fewer of them, with
+    # the optimiser's state in codes too (docs/memory.md).
+    storage: Literal["float32", "packed", "frugal"] = "float32"
 
     def __post_init__(self) -> None:
         self.spec()
@@ -240,8 +241,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
-        if self.quant.storage == "packed" and (self.model.kind != "dunet" or self.model.iterative):
-            raise UserError("quant.storage: expected float32, for packed is of plain DU-Nets only")
 
     @classmethod
     def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":

@@ -4,29 +4,36 @@ A stage is Concat -> BatchNorm -> ReLU -> (input quantiser) -> convolution. It r
 (`sources.py`) in chunks of a few samples or rows, in work space that does not grow with the batch
 or with the depth of the network, forward and again backward (Tang et al., ECCV 2018, section 3.3;
 Pleiss et al., "Memory-efficient implementation of DenseNets", 2017, hold whole maps instead).
+Layers that read the same sources are branches of one stage and load them once.
 
 BatchNorm's statistics belong to the source: concatenation does not mix channels, and nearest
 upsampling changes neither mean nor biased variance.
 
 Shapes: B batch, n samples and h rows of a chunk, C channels, I and O inputs and outputs of a
-convolution, H W the sides of a map.
+convolution, H W the sides of a map, P pixels. Channels come last.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcunet.models.blocks import PreActivation
+from fedcunet.quant.collector import Collector
 from fedcunet.quant.functions import binarise, ternarise
-from fedcunet.quant.layers import QuantConv2d, QuantSpec, Rounding
-from fedcunet.quant.normalise import Gradients, Normaliser, update_running
-from fedcunet.quant.outputs import Output, OutputGradient
-from fedcunet.quant.sources import FULL, Source
+from fedcunet.quant.layers import QuantConv2d, QuantSpec
+from fedcunet.quant.normalise import Normaliser, update_running
+from fedcunet.quant.outputs import GradientQuantiser, Output, unpool
+from fedcunet.quant.rounding import Rounding
+from fedcunet.quant.sources import FULL, Source, source_steps
+from fedcunet.quant.waiting import CodedGradient, FloatGradient
+from fedcunet.quant.workspace import Workspace
 
-CHUNK_VALUES = 2**18  # the most values in one buffer of a stage, where a chunk can be that small
+# The most values in one buffer of a stage, where a chunk can be that small: three such buffers
+# stay within a core's cache.
+CHUNK_VALUES = 2**17
 
 
 def chunks(batch: int, channels: int, height: int, width: int) -> Iterator[tuple[slice, int]]:
@@ -39,16 +46,22 @@ def chunks(batch: int, channels: int, height: int, width: int) -> Iterator[tuple
         yield slice(start, min(start + samples, batch)), rows
 
 
-def strips(height: int, rows: int) -> Iterator[slice]:
+def strips(height: int, rows: int) -> list[slice]:
     """The rows 0 to `height` in strips of `rows`."""
-    for start in range(0, height, rows):
-        yield slice(start, start + rows)
+    return [slice(start, start + rows) for start in range(0, height, rows)]
 
 
-def double(x_nChw: Tensor) -> Tensor:
-    """A view in which every pixel stands in a square of four: (n, C, h, 2, w, 2)."""
-    n, channels, height, width = x_nChw.shape
-    return x_nChw[:, :, :, None, :, None].expand(n, channels, height, 2, width, 2)
+def raise_into(place_nHWC: Tensor, x_nhwC: Tensor) -> None:
+    """Puts every pixel into a square of four."""
+    n, height, width, channels = x_nhwC.shape
+    squares = place_nHWC.unflatten(2, (width, 2)).unflatten(1, (height, 2))
+    squares.copy_(x_nhwC[:, :, None, :, None].expand(n, height, 2, width, 2, channels))
+
+
+def lower(gradient_nHWC: Tensor) -> Tensor:
+    """The sums of squares of four pixels: the backward pass of `raise_into`."""
+    rows_nhWC = gradient_nHWC[:, 0::2] + gradient_nHWC[:, 1::2]
+    return rows_nhWC[:, :, 0::2] + rows_nhWC[:, :, 1::2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,183 +79,453 @@ class Input:
         """The source's rows under `rows` of the stage."""
         return slice(rows.start // self.scale, rows.stop // self.scale)
 
+    def load(self, samples: slice, rows: slice, place_nhWC: Tensor, workspace: Workspace) -> Tensor:
+        """Puts the codes under some rows of the stage into `place_nhWC`."""
+        if not self.raised:
+            return self.source.load(samples, rows, place_nhWC)
+        n, height, width, channels = place_nhWC.shape
+        small_nhwC = workspace.take("small", n, height // 2, width // 2, channels)
+        raise_into(place_nhWC, self.source.load(samples, self.rows(rows), small_nhwC))
+        return place_nhWC
 
-class Stage:
-    """A `PreActivation` layer over sources. `forward` once, then `backward` once."""
 
-    def __init__(self, layer: PreActivation, inputs: list[Input], output: Output) -> None:
-        self.layer, self.inputs, self.output = layer, inputs, output
-        source, scale = inputs[0].source, inputs[0].scale
-        batch, _, height, width = source.shape
-        self.batch, self.height, self.width = batch, height * scale, width * scale
-        self.channels = layer.conv.in_channels
-        self.pointwise = layer.conv.kernel_size == (1, 1)
-        self.spec = layer.conv.spec if isinstance(layer.conv, QuantConv2d) else QuantSpec()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What the stages of one step share."""
 
-    def _normaliser(self) -> Normaliser:
-        mean_C = torch.cat([each.source.mean_C for each in self.inputs])
-        variance_C = torch.cat([each.source.variance_C for each in self.inputs])
-        count = self.batch * self.height * self.width
-        return Normaliser(self.layer.norm, mean_C, variance_C, count)
+    workspace: Workspace
+    rounding: Rounding
+    collector: Collector
+    gradient_bits: int  # of gradients that wait; 32: they wait as they are
+    packed: bool
 
-    def _chunks(self) -> Iterator[tuple[slice, list[slice]]]:
-        for samples, rows in chunks(self.batch, self.channels, self.height, self.width):
-            # A 3x3 convolution needs its neighbours: whole samples.
-            yield samples, list(strips(self.height, rows if self.pointwise else self.height))
+    def add_gradient(self, view: Input, samples: slice, rows: slice, gradient_nhWC: Tensor) -> None:
+        """Adds the gradient of some rows of a stage's input to what waits for its source."""
+        source = view.source
+        if source.waiting is None:
+            if self.gradient_bits == FULL:
+                source.waiting = FloatGradient(source.shape, self.workspace.like)
+            else:
+                source.waiting = CodedGradient(
+                    source.shape,
+                    self.workspace.like,
+                    bits=self.gradient_bits,
+                    packed=self.packed,
+                    rounding=self.rounding,
+                )
+        if view.raised:
+            gradient_nhWC = lower(gradient_nhWC)
+        source.waiting.add(samples, view.rows(rows), gradient_nhWC, self.workspace)
 
-    def _weight(self) -> Tensor:
-        """The quantised weight, dense."""
-        weight = self.layer.conv.weight.detach()
+
+class Branch:
+    """One layer of a stage: normalisation (or none), activation, convolution, output.
+
+    Args:
+        conv: 1x1, or 3x3 with padding 1; no bias.
+        output: of the convolution.
+        norm: with a ReLU after it; None: the convolution reads the sources as they are.
+        activation: of a branch without normalisation.
+        added: a map of the output's size that is added to the convolution's quantised result.
+        updates_running: whether the forward pass counts for the norm's running statistics.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        output: Output,
+        *,
+        norm: nn.BatchNorm2d | None,
+        activation: Literal["none", "sigmoid"] = "none",
+        added: Input | None = None,
+        updates_running: bool = True,
+    ) -> None:
+        self.conv, self.output, self.norm = conv, output, norm
+        self.activation, self.added, self.updates_running = activation, added, updates_running
+        self.pointwise = conv.kernel_size == (1, 1)
+        self.spec = conv.spec if isinstance(conv, QuantConv2d) else QuantSpec()
+
+    def weight(self) -> Tensor:
+        """The quantised weight, dense: (O, I, k, k)."""
+        weight = self.conv.weight.detach()
         if self.spec.weight_bits != FULL:
             quantiser = binarise if self.spec.weight_bits == 1 else ternarise
             weight = quantiser(weight, scaled=self.spec.alpha)
-        return weight.contiguous()
+        return weight
 
-    def _rectified(
-        self, normaliser: Normaliser, samples: slice, rows: slice
-    ) -> tuple[Tensor, list[Tensor]]:
-        """relu(alpha * x + shift) of all inputs (n, I, h, W), and the codes of each."""
-        num_samples = samples.stop - samples.start
-        r_nIhW = normaliser.alpha_C.new_empty(
-            num_samples, self.channels, rows.stop - rows.start, self.width
-        )
-        codes, start = [], 0
-        for each in self.inputs:
-            part = slice(start, start + each.source.shape[1])
-            start = part.stop
-            codes_nChw = each.source.load(samples, each.rows(rows))
-            factor_nC11 = (normaliser.alpha_C[part] * each.source.step_BC[samples])[
-                :, :, None, None
-            ]
-            shift_C11 = normaliser.shift_C[part, None, None]
-            place = r_nIhW[:, part]
-            if each.raised:
-                small = torch.mul(codes_nChw, factor_nC11).add_(shift_C11).relu_()
-                n, channels, height, width = small.shape
-                place.view(n, channels, height, 2, width, 2).copy_(double(small))
-            else:
-                # Faster than addcmul, which does not vectorise over what it broadcasts.
-                torch.mul(codes_nChw, factor_nC11, out=place).add_(shift_C11).relu_()
-            codes.append(codes_nChw)
-        return r_nIhW, codes
-
-    def _quantised_input(self, r_nIhW: Tensor) -> Tensor:
-        """What the convolution reads: `r_nIhW` itself, or Eq. 6 of it (as in `QuantiseInput`)."""
-        spec = self.spec
-        if spec.input_bits == FULL or spec.source_bits != FULL:
-            return r_nIhW
-        input_range = self._input_range()
-        step = 2.0 ** (1 - spec.input_bits) * input_range
-        return r_nIhW.mul(1 / step).round_().mul_(step).clamp_(max=input_range - step)
-
-    def _input_range(self) -> float:
+    def input_range(self) -> float:
+        """The largest value of the input quantiser; 0 where there is none."""
+        if self.spec.input_bits == FULL or self.spec.source_bits != FULL:
+            return 0.0
         return 1.0 if self.spec.input_quantizer == "paper" else self.spec.input_range
 
-    def forward(self) -> None:
-        """Puts the stage's result into its output and updates the running statistics."""
-        normaliser = self._normaliser()
+    def read(self, r_nhWI: Tensor, workspace: Workspace) -> Tensor:
+        """What the convolution reads: `r_nhWI` itself, or Eq. 6 of it (as in `QuantiseInput`)."""
+        input_range = self.input_range()
+        if not input_range:
+            return r_nhWI
+        step = 2.0 ** (1 - self.spec.input_bits) * input_range
+        read_nhWI = workspace.take("read", *r_nhWI.shape)
+        torch.mul(r_nhWI, 1 / step, out=read_nhWI).round_().mul_(step)
+        return read_nhWI.clamp_(step - input_range, input_range - step)
+
+
+class BranchBackward:
+    """One branch's part of a backward pass: its sums, and the gradient of what it read."""
+
+    def __init__(
+        self, branch: Branch, normaliser: Normaliser | None, workspace: Workspace, name: str
+    ) -> None:
+        self.branch, self.normaliser, self.workspace, self.name = (
+            branch,
+            normaliser,
+            workspace,
+            name,
+        )
+        self.weight = branch.weight()
+        self.gradient_weight = torch.zeros_like(self.weight)
+        # With BatchNorm's factor in the weight, the convolution gives alpha * dz.
+        scaled = self.weight
+        if normaliser is not None:
+            scaled = self.weight * normaliser.scale_C[:, None, None]
+        self.scaled_weight = scaled
+
+    def input_gradient(
+        self, r_nhWI: Tensor, x_nhWI: Tensor, dy_nhWO: Tensor, step_nI: Tensor
+    ) -> Tensor:
+        """The gradient of what the sources' values give here, but for BatchNorm's late terms."""
+        branch = self.branch
+        read_nhWI = branch.read(r_nhWI, self.workspace)
+        if branch.pointwise:
+            dz_nhWI = self.workspace.take(f"dz {self.name}", *r_nhWI.shape)
+            dy_PO, channels = dy_nhWO.flatten(0, 2), r_nhWI.shape[3]
+            self.gradient_weight.view(-1, channels).addmm_(dy_PO.t(), read_nhWI.flatten(0, 2))
+            torch.mm(dy_PO, self.scaled_weight.flatten(1), out=dz_nhWI.view(-1, channels))
+        else:
+            dz_nhWI = self._convolution_backward(read_nhWI, dy_nhWO)
+        if branch.norm is None:
+            if branch.input_range():
+                dz_nhWI.mul_(r_nhWI.abs() < branch.input_range())
+            if branch.activation == "sigmoid":
+                dz_nhWI.mul_(r_nhWI).mul_(1 - r_nhWI)
+            return dz_nhWI
+        # Zero where the ReLU was, and where the input quantiser clipped.
+        torch.ops.aten.threshold_backward.grad_input(dz_nhWI, r_nhWI, 0, grad_input=dz_nhWI)
+        if branch.input_range():
+            dz_nhWI.mul_(r_nhWI < branch.input_range())
+        assert self.normaliser is not None
+        self.normaliser.sum_C += dz_nhWI.sum((0, 1, 2))
+        # r is not needed any more.
+        by_code_nI = torch.mul(dz_nhWI, x_nhWI, out=r_nhWI).sum((1, 2))
+        self.normaliser.sum_x_C += (by_code_nI * step_nI).sum(0)
+        return dz_nhWI
+
+    def _convolution_backward(self, read_nhWI: Tensor, dy_nhWO: Tensor) -> Tensor:
+        dy_nOhW, read_nIhW = dy_nhWO.permute(0, 3, 1, 2), read_nhWI.permute(0, 3, 1, 2)
+        self.gradient_weight += torch.ops.aten.convolution_backward(
+            dy_nOhW, read_nIhW, self.weight, None,
+            [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False],
+        )[1]  # fmt: skip
+        dz_nIhW = torch.ops.aten.convolution_backward(
+            dy_nOhW, read_nIhW, self.scaled_weight, None,
+            [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False],
+        )[0]  # fmt: skip
+        dz_nhWI: Tensor = dz_nIhW.permute(0, 2, 3, 1).contiguous()
+        return dz_nhWI
+
+    def finish(self, collector: Collector) -> tuple[Tensor, Tensor] | None:
+        """Hands over the parameters' gradients; BatchNorm's late terms, where there is one."""
+        late = None if self.normaliser is None else self.normaliser.coefficients(collector)
+        weight = self.branch.conv.weight
+        if self.branch.spec.weight_bits != FULL:
+            self.gradient_weight.mul_(weight.detach().abs() <= 1)
+        collector.add(weight, self.gradient_weight)
+        return late
+
+
+class Stage:
+    """Layers over the same sources. `forward` once, then `backward` once."""
+
+    def __init__(self, around: Surroundings, inputs: list[Input], branches: list[Branch]) -> None:
+        self.around, self.inputs, self.branches = around, list(inputs), branches
+        source, scale = inputs[0].source, inputs[0].scale
+        batch, height, width, _ = source.shape
+        self.batch, self.height, self.width = batch, height * scale, width * scale
+        self.channels = sum(each.source.shape[3] for each in inputs)
+        for branch in branches:
+            around.collector.expect(branch.conv.weight)
+            if branch.norm is not None:
+                around.collector.expect(branch.norm.weight)
+                around.collector.expect(branch.norm.bias)
+
+    def outputs(self) -> list[Output]:
+        """Of all branches."""
+        return [branch.output for branch in self.branches]
+
+    def reads(self) -> list[Source]:
+        """The sources that the backward pass needs."""
+        return [each.source for each in self.inputs]
+
+    def needs(self) -> list[Source]:
+        """The sources that the results are computed from."""
+        added = [branch.added.source for branch in self.branches if branch.added is not None]
+        return self.reads() + added
+
+    def _normaliser(self, branch: Branch) -> Normaliser | None:
+        if branch.norm is None:
+            return None
+        mean_C = torch.cat([each.source.mean_C for each in self.inputs])
         variance_C = torch.cat([each.source.variance_C for each in self.inputs])
-        update_running(self.layer.norm, normaliser.mean_C, variance_C, normaliser.count)
-        weight_OIkk = self._weight()
-        num_outputs = weight_OIkk.shape[0]
-        for samples, all_rows in self._chunks():
-            num_samples = samples.stop - samples.start
-            if not self.pointwise:
-                r_nIhW, _ = self._rectified(normaliser, samples, all_rows[0])
-                y_nOHW = F.conv2d(self._quantised_input(r_nIhW), weight_OIkk, padding=1)
-            else:
-                y_nOHW = weight_OIkk.new_empty(num_samples, num_outputs, self.height, self.width)
-                for rows in all_rows:
-                    r_nIhW, _ = self._rectified(normaliser, samples, rows)
-                    flat_nIP = self._quantised_input(r_nIhW).flatten(2)
-                    result_nOP = torch.bmm(
-                        weight_OIkk.flatten(1).expand(num_samples, -1, -1), flat_nIP
-                    )
-                    y_nOHW[:, :, rows] = result_nOP.view(num_samples, num_outputs, -1, self.width)
-            self.output.put(samples, y_nOHW)
-        if self.output.source is not None:
-            self.output.source.finish()
+        return Normaliser(branch.norm, mean_C, variance_C, self.batch * self.height * self.width)
 
-    def backward(self, gradient_BOHW: Tensor | None, gradients: Gradients) -> None:
-        """Adds to the waiting gradients of the inputs; puts in the parameters' gradients.
+    def _chunks(self) -> Iterator[tuple[slice, list[slice]]]:
+        whole = not all(branch.pointwise for branch in self.branches)
+        for samples, rows in chunks(self.batch, self.channels, self.height, self.width):
+            # A 3x3 convolution needs its neighbours: whole samples.
+            yield samples, strips(self.height, self.height if whole else rows)
 
-        Args:
-            gradient_BOHW: of the output, where it leaves the network; else the source has it.
-            gradients: of all parameters.
-        """
-        normaliser = self._normaliser()
-        weight_OIkk = self._weight()
-        gradient_weight = torch.zeros_like(weight_OIkk)
-        first = [each.source.gradient is None for each in self.inputs]
-        incoming = OutputGradient(self.output, gradient_BOHW, self.spec, self._rounding())
-        for samples, all_rows in self._chunks():
-            dy_nOHW = incoming.take(samples)
-            for rows in all_rows:
-                r_nIhW, codes = self._rectified(normaliser, samples, rows)
-                dy_nOhW = dy_nOHW[:, :, rows]
-                dz_nIhW = self._convolution_backward(r_nIhW, dy_nOhW, weight_OIkk, gradient_weight)
-                # Zero where the ReLU was, and where the input quantiser clipped.
-                torch.ops.aten.threshold_backward.grad_input(dz_nIhW, r_nIhW, 0, grad_input=dz_nIhW)
-                if self.spec.input_bits != FULL and self.spec.source_bits == FULL:
-                    dz_nIhW.mul_(r_nIhW < self._input_range())
-                self._spread(normaliser, samples, rows, dz_nIhW, codes, first)
-        incoming.release()
-        by_value_C, constant_C = normaliser.coefficients(gradients)
+    def _codes(self, samples: slice, rows: slice) -> Tensor:
+        """The codes of all inputs, side by side, in work space: (n, h, W, I)."""
+        n, height = samples.stop - samples.start, rows.stop - rows.start
+        workspace = self.around.workspace
+        x_nhWI = workspace.take("x", n, height, self.width, self.channels)
         start = 0
         for each in self.inputs:
-            part = slice(start, start + each.source.shape[1])
-            start = part.stop
-            # A raised pixel is read four times.
-            each.source.by_value_C.add_(by_value_C[part], alpha=each.scale**2)
-            each.source.constant_C.add_(constant_C[part], alpha=each.scale**2)
-        weight = self.layer.conv.weight
-        if self.spec.weight_bits != FULL:
-            gradient_weight.mul_(weight.detach().abs() <= 1)
-        gradients[weight] = gradient_weight  # type: ignore[index]
+            stop = start + each.source.shape[3]
+            each.load(samples, rows, x_nhWI[..., start:stop], workspace)
+            start = stop
+        return x_nhWI
 
-    def _rounding(self) -> Rounding | None:
-        conv = self.layer.conv
-        return conv.rounding if isinstance(conv, QuantConv2d) else None
-
-    def _convolution_backward(
-        self, r_nIhW: Tensor, dy_nOhW: Tensor, weight_OIkk: Tensor, gradient_weight: Tensor
+    def _activated(
+        self, branch: Branch, normaliser: Normaliser | None, x_nhWI: Tensor, step_nI: Tensor
     ) -> Tensor:
-        """The gradient of the convolution's input; adds to that of its weight."""
-        read_nIhW = self._quantised_input(r_nIhW)
-        if not self.pointwise:
-            dz_nIhW, addition, _ = torch.ops.aten.convolution_backward(
-                dy_nOhW.contiguous(), read_nIhW, weight_OIkk, None,
-                [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False],
-            )  # fmt: skip
-            gradient_weight += addition
-            result: Tensor = dz_nIhW.contiguous()
-            return result
-        dy_nOP = dy_nOhW.flatten(2)
-        addition_nOI = torch.bmm(dy_nOP, read_nIhW.flatten(2).transpose(1, 2))
-        gradient_weight.view(addition_nOI.shape[1:]).add_(addition_nOI.sum(0))
-        weight_nIO = weight_OIkk.flatten(1).t().expand(len(dy_nOP), -1, -1)
-        return torch.bmm(weight_nIO, dy_nOP).view(r_nIhW.shape)
+        """relu(alpha * x + shift), or the values of x, in work space."""
+        r_nhWI = self.around.workspace.take("r", *x_nhWI.shape)
+        if normaliser is not None:
+            factor_n11I = (step_nI * normaliser.alpha_C)[:, None, None]
+            return torch.addcmul(normaliser.shift_C, x_nhWI, factor_n11I, out=r_nhWI).relu_()
+        torch.mul(x_nhWI, step_nI[:, None, None], out=r_nhWI)
+        return r_nhWI.sigmoid_() if branch.activation == "sigmoid" else r_nhWI
 
-    def _spread(
-        self,
-        normaliser: Normaliser,
-        samples: slice,
-        rows: slice,
-        dz_nIhW: Tensor,
-        codes: list[Tensor],
-        first: list[bool],
+    def _steps(self) -> Tensor:
+        return torch.cat([each.source.step_BC for each in self.inputs], 1)
+
+    def forward(self) -> None:
+        """Puts the results into the outputs and updates the running statistics."""
+        normalisers = [self._normaliser(branch) for branch in self.branches]
+        for branch, normaliser in zip(self.branches, normalisers, strict=True):
+            if branch.norm is not None and normaliser is not None and branch.updates_running:
+                variance_C = torch.cat([each.source.variance_C for each in self.inputs])
+                update_running(branch.norm, normaliser.mean_C, variance_C, normaliser.count)
+        self._run(self.branches, normalisers, again=False)
+        for branch in self.branches:
+            branch.output.source.finish()
+
+    def refill(self, source: Source) -> None:
+        """Computes the codes of a released source again, to the bit."""
+        (branch,) = (branch for branch in self.branches if branch.output.source is source)
+        self._run([branch], [self._normaliser(branch)], again=True)
+
+    def _run(
+        self, branches: list[Branch], normalisers: list[Normaliser | None], *, again: bool
     ) -> None:
-        """Gives each input its part of BatchNorm's output gradient."""
+        steps_BI = self._steps()
+        weights = [branch.weight() for branch in branches]
+        for samples, all_rows in self._chunks():
+            results = [
+                self.around.workspace.take(
+                    f"y {number}",
+                    samples.stop - samples.start,
+                    self.height,
+                    self.width,
+                    branch.conv.out_channels,
+                )
+                for number, branch in enumerate(branches)
+            ]
+            for rows in all_rows:
+                x_nhWI = self._codes(samples, rows)
+                for branch, normaliser, weight, y_nHWO in zip(
+                    branches, normalisers, weights, results, strict=True
+                ):
+                    r_nhWI = self._activated(branch, normaliser, x_nhWI, steps_BI[samples])
+                    read_nhWI = branch.read(r_nhWI, self.around.workspace)
+                    _convolve(read_nhWI, weight, y_nHWO[:, rows])
+            for branch, y_nHWO in zip(branches, results, strict=True):
+                if branch.added is not None:
+                    self._add(branch, samples, y_nHWO)
+                branch.output.put(samples, y_nHWO, again=again)
+
+    def _add(self, branch: Branch, samples: slice, y_nHWO: Tensor) -> None:
+        """Quantises a convolution's result, and adds the branch's other map."""
+        assert branch.added is not None
+        bits = branch.spec.source_bits
+        if bits != FULL:
+            quantise_values(y_nHWO, bits)
+        workspace = self.around.workspace
+        other_nHWO = workspace.take("x", *y_nHWO.shape)
+        branch.added.load(samples, slice(0, self.height), other_nHWO, workspace)
+        y_nHWO.addcmul_(other_nHWO, branch.added.source.step_BC[samples][:, None, None])
+
+    def backward(self) -> None:
+        """Adds to the waiting gradients of the inputs; hands over those of the parameters."""
+        around, steps_BI = self.around, self._steps()
+        parts = [
+            BranchBackward(branch, self._normaliser(branch), around.workspace, str(number))
+            for number, branch in enumerate(self.branches)
+        ]
+        quantisers = [self._quantiser(branch) for branch in self.branches]
+        for samples, all_rows in self._chunks():
+            dys = [
+                self._output_gradient(branch, quantiser, samples, f"dy {number}")
+                for number, (branch, quantiser) in enumerate(
+                    zip(self.branches, quantisers, strict=True)
+                )
+            ]
+            for rows in all_rows:
+                x_nhWI = self._codes(samples, rows)
+                total_nhWI: Tensor | None = None
+                for part, dy_nHWO in zip(parts, dys, strict=True):
+                    r_nhWI = self._activated(
+                        part.branch, part.normaliser, x_nhWI, steps_BI[samples]
+                    )
+                    dz_nhWI = part.input_gradient(
+                        r_nhWI, x_nhWI, dy_nHWO[:, rows], steps_BI[samples]
+                    )
+                    total_nhWI = dz_nhWI if total_nhWI is None else total_nhWI.add_(dz_nhWI)
+                assert total_nhWI is not None
+                self._spread(samples, rows, total_nhWI)
+        for branch in self.branches:
+            branch.output.release()
+        for part in parts:
+            late = part.finish(around.collector)
+            if late is not None:
+                self._spread_late(*late)
+
+    def _quantiser(self, branch: Branch) -> GradientQuantiser:
+        bits, peak = branch.spec.gradient_bits, None
+        if bits != FULL and branch.spec.gradient_scale == "tensor":
+            peak = torch.stack(
+                [
+                    branch.output.gradient(slice(sample, sample + 1)).abs().amax()
+                    for sample in range(self.batch)
+                ]
+            ).amax()
+        return GradientQuantiser(bits, self.around.rounding, peak)
+
+    def _output_gradient(
+        self, branch: Branch, quantiser: GradientQuantiser, samples: slice, name: str
+    ) -> Tensor:
+        """The gradient of a convolution's result for some samples: (n, H, W, O), in work space.
+
+        The gradient of a pooled map is quantised before it is spread over four pixels, three of
+        which are zero; stochastic rounding leaves zeros as they are, so this is the same quantiser.
+        """
+        gradient_nhwO = branch.output.gradient(samples)
+        if branch.added is not None:
+            rows = slice(0, self.height)
+            self.around.add_gradient(branch.added, samples, rows, gradient_nhwO)
+        quantiser(gradient_nhwO, self.around.workspace)
+        n, _, _, channels = gradient_nhwO.shape
+        dy_nHWO = self.around.workspace.take(name, n, self.height, self.width, channels)
+        if not branch.output.pool:
+            return dy_nHWO.copy_(gradient_nhwO)
+        return unpool(gradient_nhwO, branch.output.pooled_from(samples, slice(None)), dy_nHWO)
+
+    def _spread(self, samples: slice, rows: slice, gradient_nhWI: Tensor) -> None:
         start = 0
-        for each, codes_nChw, is_first in zip(self.inputs, codes, first, strict=True):
-            part = slice(start, start + each.source.shape[1])
-            start = part.stop
-            dz_nChw = dz_nIhW[:, part]
-            if each.raised:
-                rows_nChW = dz_nChw[:, :, 0::2] + dz_nChw[:, :, 1::2]
-                dz_nChw = rows_nChW[..., 0::2] + rows_nChW[..., 1::2]
-            normaliser.sum_dz_C[part] += dz_nChw.sum((0, 2, 3))
-            by_code_nC = (dz_nChw * codes_nChw).sum((2, 3))
-            normaliser.sum_dz_x_C[part] += (by_code_nC * each.source.step_BC[samples]).sum(0)
-            alpha_C11 = normaliser.alpha_C[part, None, None]
-            each.source.add_gradient(samples, each.rows(rows), alpha_C11, dz_nChw, is_first)
+        for each in self.inputs:
+            stop = start + each.source.shape[3]
+            self.around.add_gradient(each, samples, rows, gradient_nhWI[..., start:stop])
+            start = stop
+
+    def _spread_late(self, by_value_I: Tensor, constant_I: Tensor) -> None:
+        start = 0
+        for each in self.inputs:
+            stop = start + each.source.shape[3]
+            part = slice(start, stop)
+            each.source.add_late(by_value_I[part], constant_I[part], each.scale**2)
+            start = stop
+
+
+def _convolve(x_nhWI: Tensor, weight: Tensor, place_nhWO: Tensor) -> None:
+    if weight.shape[-1] == 1:
+        flat_PI = x_nhWI.flatten(0, 2)
+        torch.mm(flat_PI, weight.flatten(1).t(), out=place_nhWO.view(len(flat_PI), -1))
+    else:
+        y_nOhW = F.conv2d(x_nhWI.permute(0, 3, 1, 2), weight, padding=1)
+        place_nhWO.copy_(y_nOhW.permute(0, 2, 3, 1))
+
+
+def quantise_values(y_nHWC: Tensor, bits: int) -> None:
+    """`QuantiseSource` in place."""
+    flat_nPC = y_nHWC.flatten(1, 2)
+    step_n11C = source_steps(flat_nPC.amin(1), flat_nPC.amax(1), bits)[:, None, None]
+    y_nHWC.mul_(step_n11C.reciprocal()).round_().mul_(step_n11C)
+
+
+class Sum:
+    """A sum of sources, or one source pooled: a stage without parameters."""
+
+    def __init__(self, around: Surroundings, inputs: list[Input], output: Output) -> None:
+        self.around, self.inputs, self.output = around, inputs, output
+        source, scale = inputs[0].source, inputs[0].scale
+        self.batch, height, width, self.channels = source.shape
+        self.height, self.width = height * scale, width * scale
+
+    def outputs(self) -> list[Output]:
+        """The one output."""
+        return [self.output]
+
+    def reads(self) -> list[Source]:
+        """None: the gradient of a sum does not depend on what was summed."""
+        return []
+
+    def needs(self) -> list[Source]:
+        """The sources that the sum is computed from."""
+        return [each.source for each in self.inputs]
+
+    def forward(self) -> None:
+        """Puts the sum into the output."""
+        self._run(again=False)
+        self.output.source.finish()
+
+    def refill(self, source: Source) -> None:
+        """Computes the codes of the released output again, to the bit."""
+        assert source is self.output.source
+        self._run(again=True)
+
+    def _samples(self) -> Iterator[slice]:
+        for samples, _ in chunks(self.batch, self.channels, self.height, self.width):
+            yield samples
+
+    def _run(self, *, again: bool) -> None:
+        workspace = self.around.workspace
+        for samples in self._samples():
+            n = samples.stop - samples.start
+            shape = (n, self.height, self.width, self.channels)
+            total_nHWC = workspace.take("y 0", *shape)
+            for number, each in enumerate(self.inputs):
+                x_nHWC = workspace.take("x", *shape)
+                each.load(samples, slice(0, self.height), x_nHWC, workspace)
+                step_n11C = each.source.step_BC[samples][:, None, None]
+                if number == 0:
+                    torch.mul(x_nHWC, step_n11C, out=total_nHWC)
+                else:
+                    total_nHWC.addcmul_(x_nHWC, step_n11C)
+            self.output.put(samples, total_nHWC, again=again)
+
+    def backward(self) -> None:
+        """Adds to the waiting gradients of the inputs."""
+        rows = slice(0, self.height)
+        for samples in self._samples():
+            gradient_nhwC = self.output.gradient(samples)
+            if self.output.pool:
+                n = samples.stop - samples.start
+                place = self.around.workspace.take(
+                    "dy 0", n, self.height, self.width, self.channels
+                )
+                index = self.output.pooled_from(samples, slice(None))
+                gradient_nhwC = unpool(gradient_nhwC, index, place)
+            for each in self.inputs:
+                self.around.add_gradient(each, samples, rows, gradient_nhwC)
+        self.output.release()

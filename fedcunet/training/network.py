@@ -8,7 +8,7 @@ from fedcunet.config import ModelConfig, RunConfig
 from fedcunet.layout import Layout
 from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant.layers import quantise_network
-from fedcunet.quant.storage import StoredDUNet
+from fedcunet.quant.storage import store
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
 
@@ -44,10 +44,9 @@ def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
     quantise_network(model, config.quant.spec())
     # The layout in which oneDNN and cuDNN convolve fastest; values do not change.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.quant.storage == "packed":
-        assert isinstance(model, DUNet), "the setting has checked this"
-        return StoredDUNet.from_plain(model)
-    return model
+    if config.quant.storage == "float32":
+        return model
+    return store(model, frugal=config.quant.storage == "frugal")
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
