@@ -41,10 +41,10 @@ from fedcunet.records import (
 )
 from fedcunet.training.evaluation import predict, score
 from fedcunet.training.local import (
-    OPTIMIZERS,
     LocalResult,
     augmentation_of,
     crops_of,
+    make_optimizer,
     train_pass,
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
@@ -176,7 +176,7 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), learning_rate)
+    optimizer = make_optimizer(model, training.optimizer, learning_rate)
     return train_pass(
         model,
         crops,

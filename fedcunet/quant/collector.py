@@ -20,14 +20,15 @@ class Collector:
     def __init__(self, update: Update | None) -> None:
         self.update = update
         self.gradients: dict[nn.Parameter, Tensor] = {}
-        self._open: Counter[nn.Parameter] = Counter()
+        self._open: Counter[Tensor] = Counter()
 
-    def expect(self, parameter: nn.Parameter) -> None:
+    def expect(self, parameter: Tensor) -> None:
         """Notes a use of the parameter in the forward pass: `add` will come once for it."""
         self._open[parameter] += 1
 
-    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+    def add(self, parameter: Tensor, gradient: Tensor) -> None:
         """Adds the gradient of one use."""
+        assert isinstance(parameter, nn.Parameter)
         if parameter in self.gradients:
             self.gradients[parameter] += gradient
         else:

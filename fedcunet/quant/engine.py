@@ -54,7 +54,8 @@ def strips(height: int, rows: int) -> list[slice]:
 def raise_into(place_nHWC: Tensor, x_nhwC: Tensor) -> None:
     """Puts every pixel into a square of four."""
     n, height, width, channels = x_nhwC.shape
-    squares = place_nHWC.unflatten(2, (width, 2)).unflatten(1, (height, 2))
+    # Part of a wider buffer, perhaps, but its rows and columns divide as those of any map.
+    squares = place_nHWC.view(n, height, 2, width, 2, channels)
     squares.copy_(x_nhwC[:, :, None, :, None].expand(n, height, 2, width, 2, channels))
 
 

@@ -144,6 +144,9 @@ def quantise_network(model: nn.Module, spec: QuantSpec) -> nn.Module:
 
 def seed_rounding(model: nn.Module, seed: int) -> None:
     """Seeds the stochastic rounding of all layers of `model`; nothing for a float network."""
+    if isinstance(getattr(model, "rounding", None), Rounding):
+        model.rounding.seed(seed)  # type: ignore[operator, union-attr]
+        return
     for module in model.modules():
         if isinstance(module, QuantConv2d):
             module.rounding.seed(seed)

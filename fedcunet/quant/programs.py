@@ -103,20 +103,19 @@ def _hourglasses(
     for i, unet in enumerate(model.unets):
         assert isinstance(unet, Hourglass)
         features = _hourglass(tape, unet, inputs[-1])
-        head = heads[str(i)] if str(i) in heads else None
-        heatmap: Source | None = None
-        if head is not None:
-            assert isinstance(head, HourglassHead)
+        head: HourglassHead | None = None
+        if str(i) in heads:
+            head = _head(heads[str(i)])
             heatmap = tape.head(features, head.predict, unet.norm)
         if i < len(model.links):
             link = _conv(model.links[i])
             x = tape.convolution(features, link, norm=unet.norm, added=Input(inputs[-1]))
-            if head is not None and heatmap is not None:
-                assert isinstance(head, HourglassHead)
-                remap = _conv(head.remap)
-                activation = "sigmoid" if head.supervision == "detection" else "none"
+            if head is not None:
                 with_heatmap = tape.convolution(
-                    heatmap, remap, activation=activation, added=Input(x)
+                    heatmap,
+                    _conv(head.remap),
+                    activation="sigmoid" if head.supervision == "detection" else "none",
+                    added=Input(x),
                 )
                 tape.drop(x)
                 x = with_heatmap
@@ -176,6 +175,11 @@ def _merge(tape: Tape, merge: DenseMerge, sources: list[Source]) -> Source:
 
 def _layer(module: nn.Module) -> PreActivation:
     assert isinstance(module, PreActivation)
+    return module
+
+
+def _head(module: nn.Module) -> HourglassHead:
+    assert isinstance(module, HourglassHead)
     return module
 
 

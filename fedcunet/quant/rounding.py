@@ -39,7 +39,8 @@ class Rounding:
             lanes = torch.empty(_LANES, dtype=torch.int32, device=words.device)
             lanes.random_(1, None, generator=self.generator(words.device))
             self._lanes[words.device] = lanes
-        for piece in words.split(_LANES):
+        for start in range(0, len(words), _LANES):
+            piece = words[start : start + _LANES]
             lanes.bitwise_xor_(lanes << 13)
             # The shift of a signed number copies its sign; the mask takes that away.
             lanes.bitwise_xor_((lanes >> 17).bitwise_and_(0x7FFF))

@@ -45,11 +45,16 @@ class Stored(nn.Module):
     def forward(self, image_B3SS: Tensor) -> list[Tensor]:
         """As the plain network's."""
         if not (self.training and torch.is_grad_enabled()):
-            heatmaps: list[Tensor] = super().forward(image_B3SS)  # type: ignore[misc]
+            heatmaps: list[Tensor] = super().forward(image_B3SS)
             return heatmaps
         check_sides(image_B3SS)
         if image_B3SS.requires_grad:
             raise UserError("packed storage: gradients of the image are not computed")
+        if self.update is not None and _is_one_of_many():
+            raise UserError(
+                "quant.storage: expected packed or float32 where several processes train together, "
+                "for frugal steps each weight before gradients could be averaged"
+            )
         return list(StoredPass.apply(self, image_B3SS, *self.parameters()))  # type: ignore[no-untyped-call]
 
     def record(self, image_B3SS: Tensor) -> Tape:
@@ -65,6 +70,15 @@ class Stored(nn.Module):
         )
         run(tape, self)
         return tape
+
+
+def _is_one_of_many() -> bool:
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 class StoredDUNet(Stored, DUNet):

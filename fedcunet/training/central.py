@@ -16,11 +16,11 @@ from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.local import (
-    OPTIMIZERS,
     LocalResult,
     augmentation_of,
     batches,
     crops_of,
+    make_optimizer,
     train_pass,
 )
 from fedcunet.training.network import build_network
@@ -90,7 +90,7 @@ def train_network(
         raise UserError(f"{out}: holds a training already; go on with --resume, or name another")
     to_device(model, device)
     training = config.training
-    optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), training.learning_rate)
+    optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
     if resume:
         _load_optimizer(out / OPTIMIZER, model, optimizer)
     steps = len(batches(range(len(crops)), training.batch_size))  # of an epoch
