@@ -13,7 +13,7 @@ Shapes: B batch, n samples and h rows of a chunk, C channels, I and O inputs and
 convolution, H W the sides of a map, P pixels. Channels come last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,12 +28,14 @@ from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import GradientQuantiser, Output, unpool
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import FULL, Source, source_steps
-from fedcunet.quant.waiting import CodedGradient, FloatGradient
+from fedcunet.quant.waiting import CodedGradient, FloatGradient, WaitingGradient
 from fedcunet.quant.workspace import Workspace
 
 # The most values in one buffer of a stage, where a chunk can be that small: three such buffers
 # stay within a core's cache.
 CHUNK_VALUES = 2**17
+
+_MASK = torch.ops.aten.threshold_backward.grad_input
 
 
 def chunks(batch: int, channels: int, height: int, width: int) -> Iterator[tuple[slice, int]]:
@@ -100,23 +102,63 @@ class Surroundings:
     gradient_bits: int  # of gradients that wait; 32: they wait as they are
     packed: bool
 
-    def add_gradient(self, view: Input, samples: slice, rows: slice, gradient_nhWC: Tensor) -> None:
+    def open_gradients(self, inputs: Sequence[Input]) -> list[bool]:
+        """Makes room for the gradients of inputs; whether each is the first of its source."""
+        are_first = []
+        for each in inputs:
+            are_first.append(each.source.waiting is None)
+            if each.source.waiting is None:
+                each.source.waiting = self._room(each.source.shape)
+        return are_first
+
+    def _room(self, shape: tuple[int, int, int, int]) -> WaitingGradient:
+        like = self.workspace.like
+        if self.gradient_bits == FULL:
+            return FloatGradient(shape, like)
+        return CodedGradient(
+            shape, like, bits=self.gradient_bits, packed=self.packed, rounding=self.rounding
+        )
+
+    def add_gradient(
+        self, view: Input, samples: slice, rows: slice, gradient_nhWC: Tensor, *, first: bool
+    ) -> None:
         """Adds the gradient of some rows of a stage's input to what waits for its source."""
-        source = view.source
-        if source.waiting is None:
-            if self.gradient_bits == FULL:
-                source.waiting = FloatGradient(source.shape, self.workspace.like)
-            else:
-                source.waiting = CodedGradient(
-                    source.shape,
-                    self.workspace.like,
-                    bits=self.gradient_bits,
-                    packed=self.packed,
-                    rounding=self.rounding,
-                )
+        waiting = view.source.waiting
+        assert waiting is not None
         if view.raised:
             gradient_nhWC = lower(gradient_nhWC)
-        source.waiting.add(samples, view.rows(rows), gradient_nhWC, self.workspace)
+        waiting.add(samples, view.rows(rows), gradient_nhWC, self.workspace, first=first)
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows of a convolution's output, and the rows of its input that they are made from.
+
+    Args:
+        rows: of the output.
+        height: of the whole map.
+        reach: rows that the convolution reads above and below: 0, or 1 for 3x3.
+    """
+
+    rows: slice
+    height: int
+    reach: int
+
+    @property
+    def read(self) -> slice:
+        """The input's rows; beyond the map's edges there are rows of zeros."""
+        start, stop = self.rows.start - self.reach, self.rows.stop + self.reach
+        return slice(max(0, start), min(self.height, stop))
+
+    @property
+    def above(self) -> int:
+        """Rows of zeros above."""
+        return self.read.start - (self.rows.start - self.reach)
+
+    @property
+    def overlap(self) -> int:
+        """How many of the rows it reads the strip before has read too."""
+        return 2 * self.reach if self.rows.start > 0 else 0
 
 
 class Branch:
@@ -192,18 +234,28 @@ class BranchBackward:
         self.scaled_weight = scaled
 
     def input_gradient(
-        self, r_nhWI: Tensor, x_nhWI: Tensor, dy_nhWO: Tensor, step_nI: Tensor
+        self, padded_nhWI: Tensor, x_nhWI: Tensor, dy_nhWO: Tensor, step_nI: Tensor, above: int
     ) -> Tensor:
-        """The gradient of what the sources' values give here, but for BatchNorm's late terms."""
+        """The gradient of what the sources' values give here, but for BatchNorm's late terms.
+
+        Args:
+            padded_nhWI: what was activated, with rows of zeros beyond the map's edges.
+            x_nhWI: the sources' codes.
+            dy_nhWO: the gradient of the convolution's output.
+            step_nI: of the codes.
+            above: how many of the rows of zeros are above.
+        """
         branch = self.branch
-        read_nhWI = branch.read(r_nhWI, self.workspace)
+        read_nhWI = branch.read(padded_nhWI, self.workspace)
+        r_nhWI = padded_nhWI[:, above : above + x_nhWI.shape[1]]
         if branch.pointwise:
-            dz_nhWI = self.workspace.take(f"dz {self.name}", *r_nhWI.shape)
-            dy_PO, channels = dy_nhWO.flatten(0, 2), r_nhWI.shape[3]
+            dz_nhWI = self.workspace.take(f"dz {self.name}", *x_nhWI.shape)
+            dy_PO, channels = dy_nhWO.flatten(0, 2), x_nhWI.shape[3]
             self.gradient_weight.view(-1, channels).addmm_(dy_PO.t(), read_nhWI.flatten(0, 2))
             torch.mm(dy_PO, self.scaled_weight.flatten(1), out=dz_nhWI.view(-1, channels))
         else:
             dz_nhWI = self._convolution_backward(read_nhWI, dy_nhWO)
+            dz_nhWI = dz_nhWI[:, above : above + x_nhWI.shape[1]]
         if branch.norm is None:
             if branch.input_range():
                 dz_nhWI.mul_(r_nhWI.abs() < branch.input_range())
@@ -211,7 +263,7 @@ class BranchBackward:
                 dz_nhWI.mul_(r_nhWI).mul_(1 - r_nhWI)
             return dz_nhWI
         # Zero where the ReLU was, and where the input quantiser clipped.
-        torch.ops.aten.threshold_backward.grad_input(dz_nhWI, r_nhWI, 0, grad_input=dz_nhWI)
+        _MASK(dz_nhWI, r_nhWI, 0, grad_input=dz_nhWI)
         if branch.input_range():
             dz_nhWI.mul_(r_nhWI < branch.input_range())
         assert self.normaliser is not None
@@ -225,11 +277,11 @@ class BranchBackward:
         dy_nOhW, read_nIhW = dy_nhWO.permute(0, 3, 1, 2), read_nhWI.permute(0, 3, 1, 2)
         self.gradient_weight += torch.ops.aten.convolution_backward(
             dy_nOhW, read_nIhW, self.weight, None,
-            [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False],
+            [1, 1], [0, 1], [1, 1], False, [0, 0], 1, [False, True, False],
         )[1]  # fmt: skip
         dz_nIhW = torch.ops.aten.convolution_backward(
             dy_nOhW, read_nIhW, self.scaled_weight, None,
-            [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False],
+            [1, 1], [0, 1], [1, 1], False, [0, 0], 1, [True, False, False],
         )[0]  # fmt: skip
         dz_nhWI: Tensor = dz_nIhW.permute(0, 2, 3, 1).contiguous()
         return dz_nhWI
@@ -279,11 +331,10 @@ class Stage:
         variance_C = torch.cat([each.source.variance_C for each in self.inputs])
         return Normaliser(branch.norm, mean_C, variance_C, self.batch * self.height * self.width)
 
-    def _chunks(self) -> Iterator[tuple[slice, list[slice]]]:
-        whole = not all(branch.pointwise for branch in self.branches)
-        for samples, rows in chunks(self.batch, self.channels, self.height, self.width):
-            # A 3x3 convolution needs its neighbours: whole samples.
-            yield samples, strips(self.height, self.height if whole else rows)
+    def _chunks(self) -> Iterator[tuple[slice, list[Strip]]]:
+        reach = 0 if self.branches[0].pointwise else 1
+        for samples, height in chunks(self.batch, self.channels, self.height, self.width):
+            yield samples, [Strip(rows, self.height, reach) for rows in strips(self.height, height)]
 
     def _codes(self, samples: slice, rows: slice) -> Tensor:
         """The codes of all inputs, side by side, in work space: (n, h, W, I)."""
@@ -298,15 +349,30 @@ class Stage:
         return x_nhWI
 
     def _activated(
-        self, branch: Branch, normaliser: Normaliser | None, x_nhWI: Tensor, step_nI: Tensor
+        self,
+        branch: Branch,
+        normaliser: Normaliser | None,
+        x_nhWI: Tensor,
+        step_nI: Tensor,
+        strip: Strip,
     ) -> Tensor:
-        """relu(alpha * x + shift), or the values of x, in work space."""
-        r_nhWI = self.around.workspace.take("r", *x_nhWI.shape)
+        """relu(alpha * x + shift), or the values of x, with the strip's rows of zeros around."""
+        n, height, width, channels = x_nhWI.shape
+        full_height = strip.rows.stop - strip.rows.start + 2 * strip.reach
+        padded_nhWI = self.around.workspace.take("r", n, full_height, width, channels)
+        r_nhWI = padded_nhWI
+        if full_height > height:
+            r_nhWI = padded_nhWI[:, strip.above : strip.above + height]
+            padded_nhWI[:, : strip.above].zero_()
+            padded_nhWI[:, strip.above + height :].zero_()
         if normaliser is not None:
             factor_n11I = (step_nI * normaliser.alpha_C)[:, None, None]
-            return torch.addcmul(normaliser.shift_C, x_nhWI, factor_n11I, out=r_nhWI).relu_()
+            torch.addcmul(normaliser.shift_C, x_nhWI, factor_n11I, out=r_nhWI).relu_()
+            return padded_nhWI
         torch.mul(x_nhWI, step_nI[:, None, None], out=r_nhWI)
-        return r_nhWI.sigmoid_() if branch.activation == "sigmoid" else r_nhWI
+        if branch.activation == "sigmoid":
+            r_nhWI.sigmoid_()
+        return padded_nhWI
 
     def _steps(self) -> Tensor:
         return torch.cat([each.source.step_BC for each in self.inputs], 1)
@@ -332,7 +398,7 @@ class Stage:
     ) -> None:
         steps_BI = self._steps()
         weights = [branch.weight() for branch in branches]
-        for samples, all_rows in self._chunks():
+        for samples, all_strips in self._chunks():
             results = [
                 self.around.workspace.take(
                     f"y {number}",
@@ -343,14 +409,16 @@ class Stage:
                 )
                 for number, branch in enumerate(branches)
             ]
-            for rows in all_rows:
-                x_nhWI = self._codes(samples, rows)
+            for strip in all_strips:
+                x_nhWI = self._codes(samples, strip.read)
                 for branch, normaliser, weight, y_nHWO in zip(
                     branches, normalisers, weights, results, strict=True
                 ):
-                    r_nhWI = self._activated(branch, normaliser, x_nhWI, steps_BI[samples])
-                    read_nhWI = branch.read(r_nhWI, self.around.workspace)
-                    _convolve(read_nhWI, weight, y_nHWO[:, rows])
+                    padded_nhWI = self._activated(
+                        branch, normaliser, x_nhWI, steps_BI[samples], strip
+                    )
+                    read_nhWI = branch.read(padded_nhWI, self.around.workspace)
+                    _convolve(read_nhWI, weight, y_nHWO[:, strip.rows])
             for branch, y_nHWO in zip(branches, results, strict=True):
                 if branch.added is not None:
                     self._add(branch, samples, y_nHWO)
@@ -375,26 +443,33 @@ class Stage:
             for number, branch in enumerate(self.branches)
         ]
         quantisers = [self._quantiser(branch) for branch in self.branches]
-        for samples, all_rows in self._chunks():
+        are_first = around.open_gradients(self.inputs)
+        added = [branch.added for branch in self.branches if branch.added is not None]
+        added_first = around.open_gradients(added)
+        for samples, all_strips in self._chunks():
             dys = [
-                self._output_gradient(branch, quantiser, samples, f"dy {number}")
+                self._output_gradient(branch, quantiser, samples, f"y {number}", added_first)
                 for number, (branch, quantiser) in enumerate(
                     zip(self.branches, quantisers, strict=True)
                 )
             ]
-            for rows in all_rows:
-                x_nhWI = self._codes(samples, rows)
+            for strip in all_strips:
+                x_nhWI = self._codes(samples, strip.read)
                 total_nhWI: Tensor | None = None
                 for part, dy_nHWO in zip(parts, dys, strict=True):
-                    r_nhWI = self._activated(
-                        part.branch, part.normaliser, x_nhWI, steps_BI[samples]
+                    padded_nhWI = self._activated(
+                        part.branch, part.normaliser, x_nhWI, steps_BI[samples], strip
                     )
                     dz_nhWI = part.input_gradient(
-                        r_nhWI, x_nhWI, dy_nHWO[:, rows], steps_BI[samples]
+                        padded_nhWI,
+                        x_nhWI,
+                        dy_nHWO[:, strip.rows],
+                        steps_BI[samples],
+                        strip.above,
                     )
                     total_nhWI = dz_nhWI if total_nhWI is None else total_nhWI.add_(dz_nhWI)
                 assert total_nhWI is not None
-                self._spread(samples, rows, total_nhWI)
+                self._spread(samples, strip, total_nhWI, are_first)
         for branch in self.branches:
             branch.output.release()
         for part in parts:
@@ -414,29 +489,47 @@ class Stage:
         return GradientQuantiser(bits, self.around.rounding, peak)
 
     def _output_gradient(
-        self, branch: Branch, quantiser: GradientQuantiser, samples: slice, name: str
+        self,
+        branch: Branch,
+        quantiser: GradientQuantiser,
+        samples: slice,
+        name: str,
+        added_first: list[bool],
     ) -> Tensor:
         """The gradient of a convolution's result for some samples: (n, H, W, O), in work space.
 
         The gradient of a pooled map is quantised before it is spread over four pixels, three of
         which are zero; stochastic rounding leaves zeros as they are, so this is the same quantiser.
         """
-        gradient_nhwO = branch.output.gradient(samples)
+        pool = branch.output.pool
+        gradient_nhwO = branch.output.gradient(samples, "gradient" if pool else name)
         if branch.added is not None:
             rows = slice(0, self.height)
-            self.around.add_gradient(branch.added, samples, rows, gradient_nhwO)
+            (first,) = added_first
+            self.around.add_gradient(branch.added, samples, rows, gradient_nhwO, first=first)
         quantiser(gradient_nhwO, self.around.workspace)
+        if not pool:
+            return gradient_nhwO
         n, _, _, channels = gradient_nhwO.shape
         dy_nHWO = self.around.workspace.take(name, n, self.height, self.width, channels)
-        if not branch.output.pool:
-            return dy_nHWO.copy_(gradient_nhwO)
         return unpool(gradient_nhwO, branch.output.pooled_from(samples, slice(None)), dy_nHWO)
 
-    def _spread(self, samples: slice, rows: slice, gradient_nhWI: Tensor) -> None:
-        start = 0
-        for each in self.inputs:
+    def _spread(
+        self, samples: slice, strip: Strip, gradient_nhWI: Tensor, are_first: list[bool]
+    ) -> None:
+        read, overlap, start = strip.read, strip.overlap, 0
+        again, fresh = (
+            slice(read.start, read.start + overlap),
+            slice(read.start + overlap, read.stop),
+        )
+        add = self.around.add_gradient
+        for each, first in zip(self.inputs, are_first, strict=True):
             stop = start + each.source.shape[3]
-            self.around.add_gradient(each, samples, rows, gradient_nhWI[..., start:stop])
+            part = gradient_nhWI[..., start:stop]
+            if overlap:
+                add(each, samples, again, part[:, :overlap], first=False)
+                part = part[:, overlap:]
+            add(each, samples, fresh, part, first=first)
             start = stop
 
     def _spread_late(self, by_value_I: Tensor, constant_I: Tensor) -> None:
@@ -453,7 +546,7 @@ def _convolve(x_nhWI: Tensor, weight: Tensor, place_nhWO: Tensor) -> None:
         flat_PI = x_nhWI.flatten(0, 2)
         torch.mm(flat_PI, weight.flatten(1).t(), out=place_nhWO.view(len(flat_PI), -1))
     else:
-        y_nOhW = F.conv2d(x_nhWI.permute(0, 3, 1, 2), weight, padding=1)
+        y_nOhW = F.conv2d(x_nhWI.permute(0, 3, 1, 2), weight, padding=(0, 1))
         place_nhWO.copy_(y_nOhW.permute(0, 2, 3, 1))
 
 
@@ -518,15 +611,14 @@ class Sum:
     def backward(self) -> None:
         """Adds to the waiting gradients of the inputs."""
         rows = slice(0, self.height)
+        are_first = self.around.open_gradients(self.inputs)
         for samples in self._samples():
             gradient_nhwC = self.output.gradient(samples)
             if self.output.pool:
                 n = samples.stop - samples.start
-                place = self.around.workspace.take(
-                    "dy 0", n, self.height, self.width, self.channels
-                )
+                place = self.around.workspace.take("y 0", n, self.height, self.width, self.channels)
                 index = self.output.pooled_from(samples, slice(None))
                 gradient_nhwC = unpool(gradient_nhwC, index, place)
-            for each in self.inputs:
-                self.around.add_gradient(each, samples, rows, gradient_nhwC)
+            for each, first in zip(self.inputs, are_first, strict=True):
+                self.around.add_gradient(each, samples, rows, gradient_nhwC, first=first)
         self.output.release()

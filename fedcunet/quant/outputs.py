@@ -88,10 +88,10 @@ class Output:
         index = self.index[samples, rows]
         return unpack_channels(index, 2, self.channels) if self.packed else index
 
-    def gradient(self, samples: slice) -> Tensor:
-        """The gradient of the source for some samples, in work space."""
+    def gradient(self, samples: slice, name: str = "gradient") -> Tensor:
+        """The gradient of the source for some samples, in work space of that name."""
         shape = (samples.stop - samples.start, *self.source.shape[1:])
-        place_nhwC = self.workspace.take("gradient", *shape)
+        place_nhwC = self.workspace.take(name, *shape)
         if self.outside_BHWC is not None:
             place_nhwC.copy_(self.outside_BHWC[samples])
             if self.source.waiting is not None:
@@ -116,7 +116,7 @@ def pool_codes(code_nHWC: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]
     square = code_nHWC.view(n, height // 2, 2, width // 2, 2, channels)
     square.mul_(4).add_(rank[:, None, :, None])
     upper_nhWC, lower_nhWC = code_nHWC[:, 0::2], code_nHWC[:, 1::2]
-    rows_nhWC = workspace.take("pooled rows", n, height // 2, width, channels)
+    rows_nhWC = workspace.take("scratch", n, height // 2, width, channels)
     torch.maximum(upper_nhWC, lower_nhWC, out=rows_nhWC)
     best_nhwC = workspace.take("pooled", n, height // 2, width // 2, channels)
     torch.maximum(rows_nhWC[:, :, 0::2], rows_nhWC[:, :, 1::2], out=best_nhwC)
@@ -129,7 +129,7 @@ def pool_codes(code_nHWC: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]
 def pool_values(y_nHWC: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """Maxima of 2x2 squares, and which pixel each is (uint8, 0 to 3); the first of equal ones."""
     n, height, width, channels = y_nHWC.shape
-    rows_nhWC = workspace.take("pooled rows", n, height // 2, width, channels)
+    rows_nhWC = workspace.take("scratch", n, height // 2, width, channels)
     torch.maximum(y_nHWC[:, 0::2], y_nHWC[:, 1::2], out=rows_nhWC)
     best_nhwC = workspace.take("pooled", n, height // 2, width // 2, channels)
     torch.maximum(rows_nhWC[:, :, 0::2], rows_nhWC[:, :, 1::2], out=best_nhwC)
@@ -188,8 +188,8 @@ class GradientQuantiser:
         if self.bits == FULL:
             return gradient_nHWC
         step = covering_scale(self._peak(gradient_nHWC), self.bits) * sigma(self.bits)
-        gradient_nHWC.mul_(step.reciprocal())
-        return self.rounding.round_(gradient_nHWC, workspace).mul_(step)
+        self.rounding.scale_and_round_(gradient_nHWC, step.reciprocal(), workspace)
+        return gradient_nHWC.mul_(step)
 
     def _peak(self, gradient_nHWC: Tensor) -> Tensor:
         if self.peak is not None:

@@ -69,10 +69,8 @@ def _unet(
     for position, block in enumerate([*unet.down, unet.neck, *unet.up]):
         assert isinstance(block, SemanticBlock)
         linked = [Input(features[position]) for features in linked_features]
-        if position <= DEPTH:
-            own = [Input(below)]
-        else:
-            own = [Input(below, raised=True), Input(skips[-1])]
+        raised = position > DEPTH
+        own = [Input(below, raised=raised), *(Input(skip) for skip in skips[-1:] if raised)]
         inputs = [*own, *linked]
         (reduced,) = tape.layers(inputs, block.reduce)
         (new,) = tape.layers([Input(reduced)], block.grow)

@@ -47,15 +47,21 @@ class Rounding:
             lanes.bitwise_xor_(lanes << 5)
             piece.copy_(lanes[: len(piece)])
 
-    def round_(self, values: Tensor, workspace: Workspace) -> Tensor:
-        """Rounds contiguous `values` in place to a whole number at either side, without bias.
+    def scale_and_round_(self, values: Tensor, factor: Tensor, workspace: Workspace) -> Tensor:
+        """Rounds `values` * `factor` in place to a whole number at either side, without bias.
 
         floor(x + u) with u = (i + 0.5) / 256 and a random byte i: unbiased to 1/512.
+
+        Args:
+            values: contiguous; channels last.
+            factor: broadcasts to them.
+            workspace: of the step.
         """
         count = values.numel()
         words = workspace.take("random words", -(-count // 4), dtype=torch.int32)
         self.fill(words)
-        noise = workspace.take("random numbers", count)
-        noise.copy_(words.view(torch.uint8)[:count])
-        noise.add_(0.5)
-        return values.add_(noise.view(values.shape), alpha=1 / 256).floor_()
+        noise = workspace.take("scratch", *values.shape)
+        noise.copy_(words.view(torch.uint8)[:count].view(values.shape))
+        half_C = values.new_full(values.shape[-1:], 0.5 / 256)
+        torch.addcmul(half_C, values, factor, out=values)
+        return values.add_(noise, alpha=1 / 256).floor_()

@@ -115,7 +115,7 @@ class Source:
         """Notes the moments of the codes of some samples."""
         codes_nPC = codes_nHWC.flatten(1, 2)
         mean_nC = codes_nPC.mean(1)
-        squares_nPC = workspace.take("squares", *codes_nPC.shape)
+        squares_nPC = workspace.take("scratch", *codes_nPC.shape)
         if self.bits == FULL:
             torch.sub(codes_nPC, mean_nC[:, None], out=squares_nPC).square_()
             variance_nC = squares_nPC.mean(1)

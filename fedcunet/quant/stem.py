@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcunet.quant.engine import Surroundings, strips
+from fedcunet.quant.engine import Surroundings, chunks, strips
 from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import Output, gather, pool_values, unpool
 from fedcunet.quant.sources import Source
-
-STRIPS = 4  # parts in which the rows of a sample go through the stem
 
 
 class StemStage:
@@ -42,6 +40,9 @@ class StemStage:
         self.batch, self.channels = len(image_B3SS), conv.out_channels
         self.height, self.width = (side // 2 for side in image_B3SS.shape[2:])
         self.mean_C = self.variance_C = image_B3SS.new_empty(0)
+        self._padded: tuple[int, Tensor] = (-1, image_B3SS)  # a sample's number and image
+        _, rows = next(chunks(1, self.channels, self.height, self.width))
+        self.strips = strips(self.height, rows)
         for parameter in (conv.weight, norm.weight, norm.bias):
             around.collector.expect(parameter)
 
@@ -63,15 +64,16 @@ class StemStage:
 
     def _convolved(self, sample: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Rows of the convolution's output (1, h, W, C), and the padded image rows under them."""
-        image_13SS = F.pad(self.image_B3SS[sample : sample + 1], (3, 3, 3, 3))
-        under = image_13SS[:, :, 2 * rows.start : 2 * rows.stop + 5]
-        under = under.contiguous(memory_format=torch.channels_last)
+        if self._padded[0] != sample:
+            image_13SS = F.pad(self.image_B3SS[sample : sample + 1], (3, 3, 3, 3))
+            self._padded = sample, image_13SS.contiguous(memory_format=torch.channels_last)
+        under = self._padded[1][:, :, 2 * rows.start : 2 * rows.stop + 5]
         y_1ChW = F.conv2d(under, self.conv.weight.detach(), stride=2)
         return y_1ChW.permute(0, 2, 3, 1).contiguous(), under
 
     def _parts(self) -> Iterator[tuple[int, slice]]:
         for sample in range(self.batch):
-            for rows in strips(self.height, self.height // STRIPS):
+            for rows in self.strips:
                 yield sample, rows
 
     def _normaliser(self) -> Normaliser:
@@ -99,7 +101,7 @@ class StemStage:
         workspace, place = self.around.workspace, slice(sample, sample + 1)
         r_1HWC = workspace.take("y 0", 1, *self.output.source.shape[1:])
         indices = []
-        for rows in strips(self.height, self.height // STRIPS):
+        for rows in self.strips:
             y_1hWC, _ = self._convolved(sample, rows)
             torch.addcmul(normaliser.shift_C, y_1hWC, normaliser.alpha_C, out=y_1hWC).relu_()
             if not self.output.pool:
@@ -120,7 +122,7 @@ class StemStage:
         for sample in range(self.batch):
             gradient_1hwC = self.output.gradient(slice(sample, sample + 1)).clone()
             kept.append(gradient_1hwC)
-            for rows in strips(self.height, self.height // STRIPS):
+            for rows in self.strips:
                 y_1hWC, _ = self._convolved(sample, rows)
                 dz = gradient_1hwC[:, self._half(rows)]
                 if self.output.pool:
@@ -136,7 +138,7 @@ class StemStage:
             torch.addcmul(constant_C, y_1hWC, by_value_C, out=y_1hWC)
             dz = kept[sample][:, self._half(rows)]
             if self.output.pool:
-                place = self.around.workspace.take("dy 0", *y_1hWC.shape)
+                place = self.around.workspace.take("y 0", *y_1hWC.shape)
                 dz = unpool(dz, self._index(sample, rows), place)
             y_1hWC += dz
             gradient_weight += torch.ops.aten.convolution_backward(

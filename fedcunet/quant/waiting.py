@@ -18,8 +18,16 @@ _MARGIN = 1 + 2.0**-7
 class WaitingGradient(Protocol):
     """What consumers add to, and the producer takes."""
 
-    def add(self, samples: slice, rows: slice, gradient_nhWC: Tensor, workspace: Workspace) -> None:
-        """Adds to some samples and rows."""
+    def add(
+        self,
+        samples: slice,
+        rows: slice,
+        gradient_nhWC: Tensor,
+        workspace: Workspace,
+        *,
+        first: bool,
+    ) -> None:
+        """Adds to some samples and rows; with `first`, nothing waits for them yet."""
 
     def add_to(self, place_nHWC: Tensor, samples: slice, workspace: Workspace) -> None:
         """Adds what waits for some samples to `place_nHWC`."""
@@ -29,11 +37,22 @@ class FloatGradient:
     """Waits as it is. Args: shape (B, H, W, C), and a tensor with its dtype and device."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        self.data = like.new_zeros(shape)
+        self.data = like.new_empty(shape)
 
-    def add(self, samples: slice, rows: slice, gradient_nhWC: Tensor, workspace: Workspace) -> None:
-        """Adds to some samples and rows."""
-        self.data[samples, rows] += gradient_nhWC
+    def add(
+        self,
+        samples: slice,
+        rows: slice,
+        gradient_nhWC: Tensor,
+        workspace: Workspace,
+        *,
+        first: bool,
+    ) -> None:
+        """Adds to some samples and rows; with `first`, nothing waits for them yet."""
+        if first:
+            self.data[samples, rows] = gradient_nhWC
+        else:
+            self.data[samples, rows] += gradient_nhWC
 
     def add_to(self, place_nHWC: Tensor, samples: slice, workspace: Workspace) -> None:
         """Adds what waits for some samples to `place_nHWC`."""
@@ -66,27 +85,38 @@ class CodedGradient:
         batch, height, _, channels = shape
         self.levels, dtype = (127, torch.int8) if bits <= 8 else (32767, torch.int16)
         self.rounding = rounding
-        self.data = torch.zeros(shape, dtype=dtype if packed else like.dtype, device=like.device)
-        self.step_BH1C = torch.zeros(
+        self.data = torch.empty(shape, dtype=dtype if packed else like.dtype, device=like.device)
+        self.step_BH1C = torch.empty(
             (batch, height, 1, channels),
             dtype=torch.bfloat16 if packed else like.dtype,
             device=like.device,
         )
 
-    def add(self, samples: slice, rows: slice, gradient_nhWC: Tensor, workspace: Workspace) -> None:
-        """Adds to some samples and rows."""
+    def add(
+        self,
+        samples: slice,
+        rows: slice,
+        gradient_nhWC: Tensor,
+        workspace: Workspace,
+        *,
+        first: bool,
+    ) -> None:
+        """Adds to some samples and rows; with `first`, nothing waits for them yet."""
         codes_nhWC, step_nh1C = self.data[samples, rows], self.step_BH1C[samples, rows]
         total_nhWC = workspace.take("waiting", *gradient_nhWC.shape)
-        total_nhWC.copy_(codes_nhWC)
-        torch.addcmul(gradient_nhWC, total_nhWC, step_nh1C.to(total_nhWC.dtype), out=total_nhWC)
+        if first:
+            total_nhWC.copy_(gradient_nhWC)
+        else:
+            total_nhWC.copy_(codes_nhWC)
+            step = step_nh1C.to(total_nhWC.dtype)
+            torch.addcmul(gradient_nhWC, total_nhWC, step, out=total_nhWC)
         peak_nh1C = torch.maximum(total_nhWC.amax(2, True), -total_nhWC.amin(2, True))
         step = (peak_nh1C * (_MARGIN / self.levels)).bfloat16()
         # Smaller ones have no inverse.
         step = torch.where(step < 2.0**-120, 1.0, step)
         step_nh1C.copy_(step)
-        total_nhWC.mul_(step.to(total_nhWC.dtype).reciprocal_())
-        self.rounding.round_(total_nhWC, workspace)
-        codes_nhWC.copy_(total_nhWC)
+        inverse = step.to(total_nhWC.dtype).reciprocal_()
+        codes_nhWC.copy_(self.rounding.scale_and_round_(total_nhWC, inverse, workspace))
 
     def add_to(self, place_nHWC: Tensor, samples: slice, workspace: Workspace) -> None:
         """Adds what waits for some samples to `place_nHWC`."""
