@@ -154,6 +154,8 @@ def _task(message: Message, context: Context) -> _Task:
         raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
     start_N = received.decode()
     set_vector(model, start_N)
+    # What training starts from, where the weights are kept in fewer bits than they came in.
+    start_N = get_vector(model)
     return _Task(
         config=config,
         values=values,

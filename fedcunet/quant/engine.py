@@ -191,6 +191,8 @@ class Branch:
     def weight(self) -> Tensor:
         """The quantised weight, dense: (O, I, k, k)."""
         weight = self.conv.weight.detach()
+        if weight.dtype == torch.bfloat16:
+            weight = weight.float()
         if self.spec.weight_bits != FULL:
             quantiser = binarise if self.spec.weight_bits == 1 else ternarise
             weight = quantiser(weight, scaled=self.spec.alpha)

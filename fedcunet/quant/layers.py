@@ -99,7 +99,7 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         spec = self.spec
-        weight = self.weight
+        weight = self.weight.float() if self.weight.dtype == torch.bfloat16 else self.weight
         if spec.input_bits != FULL and spec.source_bits == FULL:
             input_range = 1.0 if spec.input_quantizer == "paper" else spec.input_range
             x_BCHW = _apply(QuantiseInput, x_BCHW, spec.input_bits, input_range)

@@ -173,14 +173,12 @@ class CompactOptimizer(torch.optim.Optimizer):
     def apply(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """The step of one parameter."""
         # The state lies as the parameter does in memory.
-        weight_N, gradient_N = _flat(parameter), _flat(_laid_out(gradient, parameter))
-        table = self.state[parameter]
-        self._rule(
-            weight_N,
-            gradient_N,
-            _State(table, parameter, self._rounding),
-            self.param_groups[0]["lr"],
-        )
+        kept_N, gradient_N = _flat(parameter), _flat(_laid_out(gradient, parameter))
+        weight_N = kept_N.float() if kept_N.dtype == torch.bfloat16 else kept_N
+        state = _State(self.state[parameter], parameter, self._rounding)
+        self._rule(weight_N, gradient_N, state, self.param_groups[0]["lr"])
+        if kept_N.dtype == torch.bfloat16:
+            kept_N.copy_(_to_bfloat16(weight_N, self._rounding))
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Steps what has a gradient: after a frugal backward pass, nothing."""
@@ -193,7 +191,16 @@ class CompactOptimizer(torch.optim.Optimizer):
 def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
     if gradient.stride() == parameter.stride():
         return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+
+
+def _to_bfloat16(values_N: Tensor, rounding: Rounding) -> Tensor:
+    """Values that bfloat16 holds, rounded stochastically: updates far under its steps count."""
+    words_N = torch.empty(len(values_N), dtype=torch.int32, device=values_N.device)
+    rounding.fill(words_N)
+    # The lower half of a float32 is what bfloat16 lacks; a carry goes into the upper half.
+    bits_N = values_N.view(torch.int32) + words_N.bitwise_and_(0xFFFF)
+    return bits_N.bitwise_and_(-0x10000).view(torch.float32)
 
 
 def _flat(dense: Tensor) -> Tensor:

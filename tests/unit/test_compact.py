@@ -17,10 +17,12 @@ from fedcunet.models import DUNet, IterativeRefinement
 from fedcunet.quant import QuantSpec, quantise_network, seed_rounding
 from fedcunet.quant.layers import Rounding
 from fedcunet.quant.storage import Stored, store
-from fedcunet.training.central import train_network
-from fedcunet.training.checkpoint import tensors_sha256
+from fedcunet.training.central import LAST, train_network
+from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.compact import SIGNED, UNSIGNED, CompactOptimizer, LogarithmicCodes
 from fedcunet.training.local import OPTIMIZERS, make_optimizer
+from fedcunet.training.network import build_network, get_vector, set_vector
+from fedcunet.training.packed import pack_network, unpack_network
 
 
 @given(count=st.integers(1, 700), exponent=st.integers(-60, 20), seed=st.integers(0, 1000))
@@ -197,3 +199,62 @@ def fitted(model: Stored, optimizer: torch.optim.Optimizer) -> list[float]:
         optimizer.step()
         found.append(float(loss.detach()))
     return found
+
+
+def test_latent_weights_in_bfloat16_move_in_the_mean_by_what_float32_ones_move() -> None:
+    # A step of bfloat16 at 0.5 is 2^-8: a thousand updates of 2^-16 that are all lost by rounding
+    # to the nearest make four steps.
+    model = Plain(4096)
+    model.weight.data = torch.full((4096,), 0.5).bfloat16()
+    optimizer = CompactOptimizer(model, "sgd", 1.0)
+    for _ in range(100):
+        optimizer.state.clear()  # no momentum
+        optimizer.apply(model.weight, torch.full((4096,), -(2.0**-13)))
+    moved = float(model.weight.detach().float().mean()) - 0.5
+    assert model.weight.dtype == torch.bfloat16
+    assert abs(moved / (100 * 2.0**-13) - 1) < 0.03
+
+
+def test_latent_weights_in_bfloat16_are_trained_saved_and_loaded(
+    make_300w: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = {"helen/trainset": ["1_1.jpg", "2_1.jpg"], "helen/testset": ["3_1.jpg"]}
+    root = make_300w(names)
+    config = RunConfig().replace(
+        model__unets=1,
+        model__order=0,
+        quant__bits="8,1,8",
+        quant__alpha=True,
+        quant__input_quantizer="source",
+        quant__storage="frugal",
+        quant__latent="bfloat16",
+        training__epochs=1,
+    )
+    sets = load("300w", root, "train"), load("300w", root, "test")
+    model = train_network(config, *sets, tmp_path)
+    weight = model.unets[0].neck.grow.conv.weight
+    assert weight.dtype == torch.bfloat16
+    assert not weight.equal(build_network(config, 68).unets[0].neck.grow.conv.weight)
+    loaded = load_checkpoint(tmp_path / LAST).model
+    assert tensors_sha256(loaded) == tensors_sha256(model)
+    assert loaded.unets[0].neck.grow.conv.weight.equal(weight)
+    vector = get_vector(model)
+    set_vector(loaded, vector)
+    assert get_vector(loaded).tobytes() == vector.tobytes()
+    unpacked = unpack_network(pack_network(model, config, sets[0].scheme).content).model.eval()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found, expected = unpacked(image)[-1], model.eval()(image)[-1]
+    assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quant__storage": "packed", "quant__bits": "8,1,8"}, "goes with quant.storage frugal"),
+        ({"quant__storage": "frugal"}, "goes with weights at 1 or 2 bits"),
+    ],
+)
+def test_bfloat16_where_it_cannot_be_is_refused(change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RunConfig().replace(quant__latent="bfloat16", **change)
