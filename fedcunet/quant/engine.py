@@ -153,7 +153,8 @@ class Strip:
     @property
     def above(self) -> int:
         """Rows of zeros above."""
-        return self.read.start - (self.rows.start - self.reach)
+        first: int = self.rows.start
+        return max(0, self.reach - first)
 
     @property
     def overlap(self) -> int:
