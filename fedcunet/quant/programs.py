@@ -9,7 +9,7 @@ from fedcunet.models.blocks import DEPTH, PreActivation, SemanticBlock
 from fedcunet.models.dunet import UNet
 from fedcunet.models.hourglass import Hourglass, HourglassHead, HourglassStem, Residual
 from fedcunet.models.refinement import DenseMerge
-from fedcunet.quant.engine import Input
+from fedcunet.quant.pieces import Input
 from fedcunet.quant.sources import Source
 from fedcunet.quant.tape import Tape
 

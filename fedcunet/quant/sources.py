@@ -32,6 +32,13 @@ def source_steps(low: Tensor, high: Tensor, bits: int) -> Tensor:
     return torch.where(step < torch.finfo(step.dtype).tiny, torch.ones_like(step), step)
 
 
+def quantise_values(y_nHWC: Tensor, bits: int) -> None:
+    """`QuantiseSource` in place."""
+    flat_nPC = y_nHWC.flatten(1, 2)
+    step_n11C = source_steps(flat_nPC.amin(1), flat_nPC.amax(1), bits)[:, None, None]
+    y_nHWC.mul_(step_n11C.reciprocal()).round_().mul_(step_n11C)
+
+
 class QuantiseSource(torch.autograd.Function):
     """A map on its grid of k bits, whole multiples c in [-L, L] of a sample's and channel's step.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcunet.quant.engine import Surroundings, chunks, strips
 from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import Output, gather, pool_values, unpool
+from fedcunet.quant.pieces import Surroundings, chunks, strips
 from fedcunet.quant.sources import Source
 
 

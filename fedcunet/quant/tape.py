@@ -8,13 +8,16 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from fedcunet.models.blocks import PreActivation
+from fedcunet.quant.branches import Branch
 from fedcunet.quant.collector import Collector, Update
-from fedcunet.quant.engine import Branch, Input, Stage, Sum, Surroundings
+from fedcunet.quant.engine import Stage
 from fedcunet.quant.layers import QuantSpec
 from fedcunet.quant.outputs import Output
+from fedcunet.quant.pieces import Input, Surroundings
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import FULL, Source
 from fedcunet.quant.stem import StemStage
+from fedcunet.quant.sums import Sum
 from fedcunet.quant.workspace import Workspace
 
 
