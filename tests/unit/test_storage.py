@@ -208,6 +208,7 @@ def test_the_size_of_the_work_space_does_not_change_the_gradients(
     assert worst_difference(found, expected) < 1e-10
 
 
+@pytest.mark.timeout(1500)  # 200 steps, where other work may take the machine
 @pytest.mark.parametrize(
     ("bits", "gradient_scale", "frugal", "steps"),
     [
