@@ -95,9 +95,9 @@ def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
     ("arguments", "code"),
     [
         (["--storage", "packed", "--alpha", "--json"], 0),
-        (["--storage", "frugal"], 2),
+        (["--storage", "frugal", "--alpha", "--json"], 0),
         (["--bits", "8,1"], 2),
-        (["--storage", "packed", "--iterative"], 2),
+        (["--storage", "frigal"], 2),
         (["--sweep", "--depths", "3,2"], 2),
         (["--sweep", "--depths", "3"], 2),
         (["--out", "somewhere"], 2),
