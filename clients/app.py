@@ -45,10 +45,10 @@ from fedcunet.records import (
 )
 from fedcunet.training.evaluation import predict, score
 from fedcunet.training.local import (
-    OPTIMIZERS,
     LocalResult,
     augmentation_of,
     crops_of,
+    make_optimizer,
     train_pass,
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
@@ -165,6 +165,8 @@ def _task(message: Message, context: Context) -> _Task:
         raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
     start_N = received.decode()
     set_vector(model, start_N)
+    # What training starts from, where the weights are kept in fewer bits than they came in.
+    start_N = get_vector(model)
     return _Task(
         config=config,
         values=values,
@@ -187,7 +189,7 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), learning_rate)
+    optimizer = make_optimizer(model, training.optimizer, learning_rate)
     return train_pass(
         model,
         crops,

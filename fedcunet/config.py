@@ -17,7 +17,7 @@ from fedcunet.data.labels import Label
 from fedcunet.data.partition import PartitionScheme
 from fedcunet.data.sizes import Sizes
 from fedcunet.errors import UserError
-from fedcunet.quant.layers import QuantSpec
+from fedcunet.quant.layers import FULL, QuantSpec
 
 Scalar = bool | int | float | str
 Section = TypeVar("Section")
@@ -73,11 +73,21 @@ class QuantConfig:
     input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
     input_range: float = 4.0
     gradient_scale: Literal["tensor", "channel"] = "channel"
-    # What waits for the backward pass: float32 maps, or packed codes (quant/storage.py).
-    storage: Literal["float32", "packed"] = "float32"
+    # What waits for the backward pass: float32 maps; packed codes; or, frugal, fewer of them, with
+    # the optimiser's state in codes too (docs/memory.md).
+    storage: Literal["float32", "packed", "frugal"] = "float32"
+    # How the latent weights of 1 or 2 bits are kept; bfloat16 with frugal storage only.
+    latent: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        self.spec()
+        spec = self.spec()
+        if self.latent == "bfloat16":
+            if self.storage != "frugal":
+                raise UserError(
+                    f"quant.latent: bfloat16 goes with quant.storage frugal, found {self.storage}"
+                )
+            if spec.weight_bits == FULL:
+                raise UserError("quant.latent: bfloat16 goes with weights at 1 or 2 bits, found 32")
 
     def spec(self) -> QuantSpec:
         """The checked specification that the quantised layers take."""
@@ -240,8 +250,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
-        if self.quant.storage == "packed" and (self.model.kind != "dunet" or self.model.iterative):
-            raise UserError("quant.storage: expected float32, for packed is of plain DU-Nets only")
 
     @classmethod
     def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":

@@ -20,7 +20,7 @@ from fedcunet.config import QuantConfig, RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
 from fedcunet.training.checkpoint import to_device
-from fedcunet.training.local import OPTIMIZERS, STRIDE
+from fedcunet.training.local import STRIDE, make_optimizer
 from fedcunet.training.losses import regression_loss
 from fedcunet.training.network import build_network
 
@@ -52,9 +52,7 @@ class TrainingStep:
         self.model = to_device(build_network(config, num_landmarks), device).train()
         self.latent = quantised_weights(self.model)
         training = config.training
-        self.optimizer = OPTIMIZERS[training.optimizer](
-            self.model.parameters(), lr=training.learning_rate
-        )
+        self.optimizer = make_optimizer(self.model, training.optimizer, training.learning_rate)
         generator = torch.Generator().manual_seed(config.seed)
         shape, side = (training.batch_size, num_landmarks), config.data.size // STRIDE
         self.images_B3SS = torch.rand(

@@ -56,7 +56,7 @@ def memory(
         str, typer.Option("--gradient-scale", help="A scale a channel, or a tensor.")
     ] = "channel",
     storage: Annotated[
-        str, typer.Option("--storage", help="float32 (plain autograd), or packed.")
+        str, typer.Option("--storage", help="float32 (plain autograd), packed or frugal.")
     ] = "float32",
     optimizer: Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")] = "rmsprop",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = "cpu",

@@ -88,7 +88,7 @@ def train(
     ] = "channel",
     storage: Annotated[
         str,
-        typer.Option("--storage", help="Saved activations: float32, or packed (DU-Net)."),
+        typer.Option("--storage", help="What a step keeps: float32, packed or frugal."),
     ] = "float32",
     size: Annotated[int, typer.Option("--size", help="Side of the crops, n x 64.")] = 256,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the data.")] = 100,

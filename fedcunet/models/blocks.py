@@ -55,6 +55,10 @@ def check_sides(image_B3HW: Tensor) -> None:
         )
 
 
+class Feature(nn.Identity):
+    """Marks a feature map that is no convolution's result: a quantiser may take its place."""
+
+
 class PreActivation(nn.Module):
     """Concat -> BN -> ReLU -> convolution without bias, of maps with the same H and W.
 
@@ -119,6 +123,9 @@ class Stem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(width)
+        self.feature = Feature()
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.norm(self.conv(image_B3HW)), inplace=True), 2)
+        x_BCHW = F.relu(self.norm(self.conv(image_B3HW)), inplace=True)
+        output: Tensor = self.feature(F.max_pool2d(x_BCHW, 2))
+        return output

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from fedcunet.models.blocks import (
     DEPTH,
+    Feature,
     PreActivation,
     Supervision,
     check_sides,
@@ -62,6 +63,7 @@ class StackedHourglass(nn.Module):
         self.unets = nn.ModuleList(Hourglass(width) for _ in range(num_unets))
         # Adds the features of U-Net i to its input, which makes the input of U-Net i + 1.
         self.links = nn.ModuleList(_conv1x1(width, width) for _ in range(num_unets - 1))
+        self.linked, self.joined = Feature(), Feature()
         self.heads = self.make_heads(supervision)
 
     def make_heads(self, supervision: Supervision) -> nn.ModuleDict:
@@ -103,8 +105,10 @@ class StackedHourglass(nn.Module):
                 heatmap_BKHW, remapped_BCHW = heads[str(i)](features_BCHW)
                 heatmaps.append(heatmap_BKHW)
             if i < len(self.links):
-                next_BCHW = inputs[-1] + self.links[i](features_BCHW)
-                inputs.append(next_BCHW if remapped_BCHW is None else next_BCHW + remapped_BCHW)
+                next_BCHW = self.linked(inputs[-1] + self.links[i](features_BCHW))
+                if remapped_BCHW is not None:
+                    next_BCHW = self.joined(next_BCHW + remapped_BCHW)
+                inputs.append(next_BCHW)
         return heatmaps, inputs
 
     def end_layers(self) -> tuple[str, ...]:
@@ -124,10 +128,11 @@ class Residual(nn.Module):
         self.middle = PreActivation(out_channels // 2, out_channels // 2, kernel_size=3)
         self.expand = PreActivation(out_channels // 2, out_channels)
         self.skip = None if in_channels == out_channels else _conv1x1(in_channels, out_channels)
+        self.feature = Feature()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         own_BCHW = x_BCHW if self.skip is None else self.skip(x_BCHW)
-        output: Tensor = own_BCHW + self.expand(self.middle(self.reduce(x_BCHW)))
+        output: Tensor = self.feature(own_BCHW + self.expand(self.middle(self.reduce(x_BCHW))))
         return output
 
 
@@ -142,11 +147,12 @@ class HourglassStem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, width // 4, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(width // 4)
+        self.feature = Feature()
         self.wide = Residual(width // 4, width // 2)
         self.pooled = nn.ModuleList([Residual(width // 2, width), Residual(width, width)])
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        x_BCHW: Tensor = F.relu(self.norm(self.conv(image_B3HW)), inplace=True)
+        x_BCHW: Tensor = self.feature(F.relu(self.norm(self.conv(image_B3HW)), inplace=True))
         x_BCHW = F.max_pool2d(self.wide(x_BCHW), 2)
         for residual in self.pooled:
             x_BCHW = residual(x_BCHW)
@@ -167,6 +173,7 @@ class Hourglass(nn.Module):
         self.down = nn.ModuleList(Residual(width, width) for _ in range(DEPTH))
         self.neck = Residual(width, width)
         self.up = nn.ModuleList(Residual(width, width) for _ in range(DEPTH))
+        self.feature = Feature()
         self.after = Residual(width, width)
         self.conv = _conv1x1(width, width)
         self.norm = nn.BatchNorm2d(width)
@@ -179,7 +186,8 @@ class Hourglass(nn.Module):
             x_BCHW = block(F.max_pool2d(x_BCHW, 2))
         x_BCHW = self.neck(x_BCHW)
         for block in self.up:
-            x_BCHW = F.interpolate(block(x_BCHW), scale_factor=2.0, mode="nearest") + skips.pop()
+            raised_BCHW = F.interpolate(block(x_BCHW), scale_factor=2.0, mode="nearest")
+            x_BCHW = self.feature(raised_BCHW + skips.pop())
         return F.relu(self.norm(self.conv(self.after(x_BCHW))), inplace=True)
 
 

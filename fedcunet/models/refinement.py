@@ -71,6 +71,13 @@ class IterativeRefinement(nn.Module):
         stem, *heads = self.network.end_layers()
         return (f"network.{stem}", *(f"network.{head}" for head in heads), *heads)
 
+    def second_norms(self) -> dict[nn.Module, nn.BatchNorm2d]:
+        """For each BatchNorm of the U-Nets, the one that the second pass has in its place."""
+        return {
+            getattr(parent, name): second  # type: ignore[misc]
+            for (parent, name), second in zip(self._places_of_norms(), self.norms, strict=True)
+        }
+
     def _places_of_norms(self) -> list[tuple[nn.Module, str]]:
         """Where the BatchNorm layers sit that both passes would share: module and attribute."""
         return [

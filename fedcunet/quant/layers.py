@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcunet.errors import UserError
-from fedcunet.models.blocks import Stem
+from fedcunet.models.blocks import Feature
 from fedcunet.quant.functions import QuantiseGradient, QuantiseInput, QuantiseWeight
+from fedcunet.quant.rounding import Rounding as Rounding
 from fedcunet.quant.sources import FULL as FULL
-from fedcunet.quant.sources import QuantiseSource, QuantStem
+from fedcunet.quant.sources import QuantiseFeature, QuantiseSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,25 +80,6 @@ def _mantissa(value: float) -> float:
     return float(torch.frexp(torch.tensor(value)).mantissa)
 
 
-class Rounding:
-    """The random numbers of stochastic rounding, shared by the layers of one network."""
-
-    def __init__(self) -> None:
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self._seed = 0
-
-    def seed(self, seed: int) -> None:
-        """Starts every device's numbers anew from `seed`, an integer of at most 63 bits."""
-        self._seed = seed
-        self._generators.clear()
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The generator of the device, made at its first use."""
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
-
-
 class QuantConv2d(nn.Conv2d):
     """A convolution without bias whose weights, input and output gradient are quantised.
 
@@ -117,7 +99,7 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         spec = self.spec
-        weight = self.weight
+        weight = self.weight.float() if self.weight.dtype == torch.bfloat16 else self.weight
         if spec.input_bits != FULL and spec.source_bits == FULL:
             input_range = 1.0 if spec.input_quantizer == "paper" else spec.input_range
             x_BCHW = _apply(QuantiseInput, x_BCHW, spec.input_bits, input_range)
@@ -154,15 +136,17 @@ def quantise_network(model: nn.Module, spec: QuantSpec) -> nn.Module:
             setattr(model.get_submodule(parent), attribute, quantised)
     if spec.source_bits != FULL:
         for name, module in list(model.named_modules()):
-            if isinstance(module, Stem):
+            if isinstance(module, Feature):
                 parent, _, attribute = name.rpartition(".")
-                stem = QuantStem.from_float(module, spec.source_bits)
-                setattr(model.get_submodule(parent), attribute, stem)
+                setattr(model.get_submodule(parent), attribute, QuantiseFeature(spec.source_bits))
     return model
 
 
 def seed_rounding(model: nn.Module, seed: int) -> None:
     """Seeds the stochastic rounding of all layers of `model`; nothing for a float network."""
+    if isinstance(getattr(model, "rounding", None), Rounding):
+        model.rounding.seed(seed)  # type: ignore[operator, union-attr]
+        return
     for module in model.modules():
         if isinstance(module, QuantConv2d):
             module.rounding.seed(seed)

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from fedcunet.errors import UserError
+from fedcunet.quant.collector import Collector
 
-Gradients = dict[nn.Parameter, Tensor]
+SMALLEST_ALPHA = 1e-12
 
 
 def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
@@ -23,7 +24,9 @@ def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, cou
 class Normaliser:
     """BatchNorm over a batch as alpha * x + shift, and its backward pass.
 
-    The gradient of x is alpha * dz + by_value * x + constant.
+    The gradient of x is alpha * dz + by_value * x + constant. What is summed up is alpha * dz,
+    for it comes out of the convolution's backward pass at no cost; where alpha is zero or nearly
+    so, `scale_C` has a tiny number in its place, by which the sums can be divided.
     """
 
     def __init__(
@@ -33,13 +36,18 @@ class Normaliser:
         self.inverse_C = torch.rsqrt(variance_C + norm.eps)
         self.alpha_C = norm.weight.detach() * self.inverse_C
         self.shift_C = norm.bias.detach() - mean_C * self.alpha_C
-        self.sum_dz_C = torch.zeros_like(mean_C)
-        self.sum_dz_x_C = torch.zeros_like(mean_C)
+        tiny = torch.full_like(mean_C, SMALLEST_ALPHA)
+        self.scale_C = torch.where(self.alpha_C.abs() < SMALLEST_ALPHA, tiny, self.alpha_C)
+        self.sum_C = torch.zeros_like(mean_C)  # of scale * dz
+        self.sum_x_C = torch.zeros_like(mean_C)  # of scale * dz * x
 
-    def coefficients(self, gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """by_value_C and constant_C, after the sums; puts in the gradients of the parameters."""
-        gradient_gamma_C = self.inverse_C * (self.sum_dz_x_C - self.mean_C * self.sum_dz_C)
-        gradients[self.norm.weight] = gradient_gamma_C
-        gradients[self.norm.bias] = self.sum_dz_C
+    def coefficients(self, collector: Collector) -> tuple[Tensor, Tensor]:
+        """by_value_C and constant_C, after the sums; hands over the parameters' gradients."""
+        gradient_beta_C = self.sum_C / self.scale_C
+        centred_C = self.sum_x_C - self.mean_C * self.sum_C
+        gradient_gamma_C = self.inverse_C * centred_C / self.scale_C
         by_value_C = -self.alpha_C * self.inverse_C * gradient_gamma_C / self.count
-        return by_value_C, -self.alpha_C * self.sum_dz_C / self.count - by_value_C * self.mean_C
+        constant_C = -self.alpha_C * gradient_beta_C / self.count - by_value_C * self.mean_C
+        collector.add(self.norm.weight, gradient_gamma_C)
+        collector.add(self.norm.bias, gradient_beta_C)
+        return by_value_C, constant_C

@@ -6,166 +6,193 @@ Shapes: B batch, n samples of a chunk, C channels, H W the sides of a map, h w t
 import torch
 from torch import Tensor
 
-from fedcunet.quant.functions import quantise_gradient
-from fedcunet.quant.layers import QuantSpec, Rounding
-from fedcunet.quant.sources import FULL, Source, pack_channels, source_codes, unpack_channels
+from fedcunet.bits import covering_scale, sigma
+from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
+from fedcunet.quant.rounding import Rounding
+from fedcunet.quant.sources import FULL, Source, source_steps
+from fedcunet.quant.workspace import Workspace
 
 
 class Output:
-    """Where a stage's result goes: to a source, perhaps pooled, or out of the network.
+    """Where a stage's result goes: to a source, quantised and perhaps pooled.
 
     Args:
-        shape: (B, C, H, W) of what the stage puts out, before pooling.
-        bits: of the source; None for a map that leaves the network.
+        shape: (B, H, W, C) of what the stage puts out, before pooling.
+        workspace: of the step; its dtype and device are computed with.
+        bits: of the source.
+        packed: False keeps codes and indices unpacked: the reference for tests.
         pool: whether 2x2 maxima are kept, and of which pixel in 2 bits.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int, int],
-        like: Tensor,
+        workspace: Workspace,
         *,
-        bits: int | None,
+        bits: int,
         packed: bool,
         pool: bool = False,
     ) -> None:
-        batch, channels, height, width = shape
-        self.pool, self.packed = pool, packed
-        self.channels = channels
-        self.map_BCHW: Tensor | None = None
-        self.source: Source | None = None
-        if bits is None:
-            self.map_BCHW = like.new_empty(shape)
-            return
-        kept = (batch, channels, height // 2, width // 2) if pool else shape
-        self.source = Source(kept, bits=bits, packed=packed, like=like)
-        if pool:
-            quarter = -(-channels // 4) if packed else channels
-            self.index = torch.empty(
-                (batch, quarter, *kept[2:]), dtype=torch.uint8, device=like.device
-            )
+        batch, height, width, channels = shape
+        self.workspace, self.pool, self.packed, self.channels = workspace, pool, packed, channels
+        kept = (batch, height // 2, width // 2, channels) if pool else shape
+        self.source = Source(kept, bits=bits, packed=packed, like=workspace.like)
+        self.index: Tensor | None = None
+        # The gradient of a heatmap from outside of the network.
+        self.outside_BHWC: Tensor | None = None
 
-    def put(self, samples: slice, y_nCHW: Tensor) -> None:
-        """Takes a convolution's result for some samples: quantised, then pooled."""
-        if self.map_BCHW is not None:
-            self.map_BCHW[samples] = y_nCHW
-            return
-        assert self.source is not None
-        step_nC11 = None
-        if self.source.bits != FULL:
-            y_nCHW, step_nC11 = source_codes(y_nCHW, self.source.bits)
+    def put(self, samples: slice, y_nHWC: Tensor, *, again: bool = False) -> None:
+        """Takes a stage's result for some samples, and may overwrite it.
+
+        Args:
+            samples: which they are.
+            y_nHWC: a contiguous map.
+            again: the result was put before, and its codes were given up since.
+        """
+        bits = self.source.bits
+        if bits != FULL:
+            self._quantise(samples, y_nHWC, again=again)
         if self.pool:
-            y_nCHW, index = pool_with_index(y_nCHW)
+            y_nHWC, index = (pool_values if bits == FULL else pool_codes)(y_nHWC, self.workspace)
             self._keep_index(samples, index)
-        self.source.store(samples, y_nCHW, step_nC11)
+        self.source.store(samples, y_nHWC)
+        if not again:
+            self.source.measure(samples, y_nHWC, self.workspace)
 
-    def put_pooled(self, samples: slice, y_nChw: Tensor, index: Tensor) -> None:
+    def put_pooled(self, samples: slice, y_nhwC: Tensor, index: Tensor) -> None:
         """Takes maxima for some samples, and where they come from: pooled, then quantised."""
-        assert self.source is not None
-        step_nC11 = None
         if self.source.bits != FULL:
-            y_nChw, step_nC11 = source_codes(y_nChw, self.source.bits)
+            self._quantise(samples, y_nhwC, again=False)
         self._keep_index(samples, index)
-        self.source.store(samples, y_nChw, step_nC11)
+        self.source.store(samples, y_nhwC)
+        self.source.measure(samples, y_nhwC, self.workspace)
+
+    def _quantise(self, samples: slice, y_nHWC: Tensor, *, again: bool) -> None:
+        if not again:
+            flat_nPC = y_nHWC.flatten(1, 2)
+            step_nC = source_steps(flat_nPC.amin(1), flat_nPC.amax(1), self.source.bits)
+            self.source.step_BC[samples] = step_nC
+        step_n11C = self.source.step_BC[samples][:, None, None]
+        y_nHWC.mul_(step_n11C.reciprocal()).round_()
 
     def _keep_index(self, samples: slice, index: Tensor) -> None:
+        if self.index is None:
+            kept = packed_channels(self.channels, 2) if self.packed else self.channels
+            shape = (*self.source.shape[:3], kept)
+            self.index = torch.empty(shape, dtype=torch.uint8, device=index.device)
         self.index[samples] = pack_channels(index, 2) if self.packed else index
 
     def pooled_from(self, samples: slice, rows: slice) -> Tensor:
         """Which of the four pixels (0 to 3, row by row) each maximum came from: uint8."""
-        index = self.index[samples, :, rows]
+        assert self.index is not None
+        index = self.index[samples, rows]
         return unpack_channels(index, 2, self.channels) if self.packed else index
 
-
-def pool_with_index(y_nCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of 2x2 squares, and which pixel each is (uint8, 0 to 3); the first of equal ones."""
-    upper = y_nCHW[:, :, 0::2, 0::2], y_nCHW[:, :, 0::2, 1::2]
-    lower = y_nCHW[:, :, 1::2, 0::2], y_nCHW[:, :, 1::2, 1::2]
-    upper_best, lower_best = torch.maximum(*upper), torch.maximum(*lower)
-    # Logic on bytes: many times faster than masked operations.
-    below = lower_best > upper_best
-    right = ((upper[1] > upper[0]) & ~below) | ((lower[1] > lower[0]) & below)
-    index = (below.view(torch.uint8) << 1) | right.view(torch.uint8)
-    return torch.maximum(upper_best, lower_best), index
-
-
-def unpool(gradient_nChw: Tensor, index: Tensor) -> Tensor:
-    """Puts each value at its pixel of a 2x2 square, zeros elsewhere: (n, C, 2h, 2w)."""
-    n, channels, height, width = gradient_nChw.shape
-    spread = gradient_nChw.new_empty(n, channels, 2 * height, 2 * width)
-    for number in range(4):
-        place = spread[:, :, number // 2 :: 2, number % 2 :: 2]
-        torch.mul(gradient_nChw, index == number, out=place)
-    return spread
-
-
-def gather(y_nCHW: Tensor, index: Tensor) -> Tensor:
-    """The pixel of each 2x2 square that `index` (uint8, 0 to 3) names: (n, C, H/2, W/2)."""
-    chosen = y_nCHW[:, :, 0::2, 0::2]
-    for number in (1, 2, 3):
-        other = y_nCHW[:, :, number // 2 :: 2, number % 2 :: 2]
-        chosen = torch.where(index == number, other, chosen)
-    return chosen
-
-
-class OutputGradient:
-    """The gradient of a stage's output, chunk by chunk: finished, quantised, unpooled.
-
-    The gradient of a pooled map is quantised before it is spread over four pixels, three of which
-    are zero; stochastic rounding leaves zeros as they are, so this is the same quantiser.
-    """
-
-    def __init__(
-        self,
-        output: Output,
-        gradient_BOHW: Tensor | None,
-        spec: QuantSpec,
-        rounding: Rounding | None,
-    ) -> None:
-        self.output, self.gradient_BOHW = output, gradient_BOHW
-        self.spec, self.rounding = spec, rounding
-        self.whole_BChw: Tensor | None = None
-        source = output.source
-        if source is not None and source.gradient is None:
-            # Nobody read it: as autograd would have it.
-            source.gradient = source.step_BC.new_zeros(source.shape)
-        if spec.gradient_bits != FULL and spec.gradient_scale == "tensor" and source is not None:
-            finished = source.finished_gradient(slice(0, source.shape[0]))
-            self.whole_BChw = self._quantised(finished, per_channel=False)
-            source.gradient = None
-
-    def _quantised(self, gradient: Tensor, *, per_channel: bool) -> Tensor:
-        assert self.rounding is not None
-        generator = self.rounding.generator(gradient.device)
-        return quantise_gradient(
-            gradient, self.spec.gradient_bits, per_channel=per_channel, generator=generator
-        )
-
-    def finish(self, samples: slice) -> Tensor:
-        """The gradient of some samples as their source has it; every sample once."""
-        source = self.output.source
-        assert source is not None
-        if self.whole_BChw is not None:
-            return self.whole_BChw[samples]
-        gradient = source.finished_gradient(samples)
-        if self.spec.gradient_bits != FULL:
-            gradient = self._quantised(gradient, per_channel=True)
-        return gradient
-
-    def take(self, samples: slice) -> Tensor:
-        """The gradient of the stage's result for some samples; every sample once."""
-        if self.output.source is None:
-            assert self.gradient_BOHW is not None
-            return self.gradient_BOHW[samples].contiguous()
-        gradient = self.finish(samples)
-        if self.output.pool:
-            gradient = unpool(gradient, self.output.pooled_from(samples, slice(None)))
-        return gradient
+    def gradient(self, samples: slice, name: str = "gradient") -> Tensor:
+        """The gradient of the source for some samples, in work space of that name."""
+        shape = (samples.stop - samples.start, *self.source.shape[1:])
+        place_nhwC = self.workspace.take(name, *shape)
+        if self.outside_BHWC is not None:
+            place_nhwC.copy_(self.outside_BHWC[samples])
+            if self.source.waiting is not None:
+                self.source.waiting.add_to(place_nhwC, samples, self.workspace)
+            return place_nhwC
+        return self.source.gradient(samples, place_nhwC, self.workspace)
 
     def release(self) -> None:
         """Gives up the output's source."""
-        self.whole_BChw = None
-        if self.output.source is not None:
-            self.output.source.release()
-            if self.output.pool:
-                del self.output.index
+        self.source.release()
+        self.index = self.outside_BHWC = None
+
+
+def pool_codes(code_nHWC: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Maxima of 2x2 squares of whole numbers, and which pixel each is; overwrites the argument.
+
+    Four times the code plus the pixel's rank, the first pixel's highest: the maximum of these
+    numbers is that of the codes, and names the first of equal ones.
+    """
+    n, height, width, channels = code_nHWC.shape
+    rank = torch.tensor([[3, 2], [1, 0]], dtype=code_nHWC.dtype, device=code_nHWC.device)
+    square = code_nHWC.view(n, height // 2, 2, width // 2, 2, channels)
+    square.mul_(4).add_(rank[:, None, :, None])
+    upper_nhWC, lower_nhWC = code_nHWC[:, 0::2], code_nHWC[:, 1::2]
+    rows_nhWC = workspace.take("scratch", n, height // 2, width, channels)
+    torch.maximum(upper_nhWC, lower_nhWC, out=rows_nhWC)
+    best_nhwC = workspace.take("pooled", n, height // 2, width // 2, channels)
+    torch.maximum(rows_nhWC[:, :, 0::2], rows_nhWC[:, :, 1::2], out=best_nhwC)
+    four_nhwC = workspace.take("pooled codes", *best_nhwC.shape)
+    torch.mul(best_nhwC, 0.25, out=four_nhwC).floor_()
+    best_nhwC.sub_(four_nhwC, alpha=4)
+    return four_nhwC, best_nhwC.neg_().add_(3).to(torch.uint8)
+
+
+def pool_values(y_nHWC: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Maxima of 2x2 squares, and which pixel each is (uint8, 0 to 3); the first of equal ones."""
+    n, height, width, channels = y_nHWC.shape
+    rows_nhWC = workspace.take("scratch", n, height // 2, width, channels)
+    torch.maximum(y_nHWC[:, 0::2], y_nHWC[:, 1::2], out=rows_nhWC)
+    best_nhwC = workspace.take("pooled", n, height // 2, width // 2, channels)
+    torch.maximum(rows_nhWC[:, :, 0::2], rows_nhWC[:, :, 1::2], out=best_nhwC)
+    others = [
+        (y_nHWC[:, number // 2 :: 2, number % 2 :: 2] != best_nhwC).view(torch.uint8)
+        for number in range(3)
+    ]
+    index = others[2].add_(1).mul_(others[1]).add_(1)
+    return best_nhwC, index * others[0]
+
+
+def picks(index: Tensor, like: Tensor) -> list[Tensor]:
+    """For each of the four pixels, 1 where `index` (uint8, 0 to 3) names it, else 0."""
+    number = index.to(like.dtype)
+    lower = (number * 0.5).floor_()
+    right = number.sub_(lower, alpha=2)
+    both = lower * right
+    lower.sub_(both)
+    right.sub_(both)
+    neither = (both + lower).add_(right).neg_().add_(1)
+    return [neither, right, lower, both]
+
+
+def unpool(gradient_nhwC: Tensor, index: Tensor, place_nHWC: Tensor) -> Tensor:
+    """Puts each value at its pixel of a 2x2 square of `place_nHWC`, zeros elsewhere."""
+    for number, pick in enumerate(picks(index, gradient_nhwC)):
+        place = place_nHWC[:, number // 2 :: 2, number % 2 :: 2]
+        torch.mul(gradient_nhwC, pick, out=place)
+    return place_nHWC
+
+
+def gather(y_nHWC: Tensor, index: Tensor) -> Tensor:
+    """The pixel of each 2x2 square that `index` (uint8, 0 to 3) names: (n, H/2, W/2, C)."""
+    first, *others = picks(index, y_nHWC)
+    chosen = first.mul_(y_nHWC[:, 0::2, 0::2])
+    for number, pick in enumerate(others, start=1):
+        chosen.addcmul_(y_nHWC[:, number // 2 :: 2, number % 2 :: 2], pick)
+    return chosen
+
+
+class GradientQuantiser:
+    """Gradients of a convolution's output at k bits, as `quantise_gradient` has them.
+
+    Args:
+        bits: k; 32 leaves them as they are.
+        rounding: source of the rounding's randomness.
+        peak: max|g| where one scale serves the whole tensor; None: each sample and channel has
+            its own.
+    """
+
+    def __init__(self, bits: int, rounding: Rounding, peak: Tensor | None = None) -> None:
+        self.bits, self.rounding, self.peak = bits, rounding, peak
+
+    def __call__(self, gradient_nHWC: Tensor, workspace: Workspace) -> Tensor:
+        """Quantises in place."""
+        if self.bits == FULL:
+            return gradient_nHWC
+        step = covering_scale(self._peak(gradient_nHWC), self.bits) * sigma(self.bits)
+        self.rounding.scale_and_round_(gradient_nHWC, step.reciprocal(), workspace)
+        return gradient_nHWC.mul_(step)
+
+    def _peak(self, gradient_nHWC: Tensor) -> Tensor:
+        if self.peak is not None:
+            return self.peak
+        flat_nPC = gradient_nHWC.flatten(1, 2)
+        return torch.maximum(flat_nPC.amax(1), -flat_nPC.amin(1))[:, None, None]

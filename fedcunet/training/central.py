@@ -18,11 +18,11 @@ from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_de
 from fedcunet.training.distributed import Team
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.local import (
-    OPTIMIZERS,
     LocalResult,
     augmentation_of,
     batches,
     crops_of,
+    make_optimizer,
     train_pass,
 )
 from fedcunet.training.network import build_network
@@ -95,7 +95,7 @@ def train_network(
     to_device(model, device)
     trained = model if team is None else team.replica(model)
     training = config.training
-    optimizer = OPTIMIZERS[training.optimizer](list(model.parameters()), training.learning_rate)
+    optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
     if resume:
         _load_optimizer(out / OPTIMIZER, model, optimizer)
     num_images = len(crops) if team is None else team.share_size(len(crops))

@@ -41,7 +41,9 @@ def save_checkpoint(
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the network's state in float32 and its setting, atomically."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state_tensors(model).items()}
+    tensors = {
+        name: tensor.detach().float().contiguous() for name, tensor in state_tensors(model).items()
+    }
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config.nested()),
@@ -92,7 +94,7 @@ def tensors_sha256(model: nn.Module) -> str:
     """SHA-256 of the state's names, shapes and little-endian bytes, in name order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_tensors(model).items()):
-        values = np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4")
+        values = np.ascontiguousarray(tensor.detach().float().cpu().numpy(), dtype="<f4")
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()

@@ -19,6 +19,8 @@ from fedcunet.data.disk_cache import DiskCache
 from fedcunet.data.prefetch import prefetched
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
+from fedcunet.quant.storage import Stored
+from fedcunet.training.compact import CompactOptimizer
 from fedcunet.training.losses import make_targets, supervised_loss, supervisions_of
 
 STRIDE = 4  # crop pixels of a heatmap pixel
@@ -29,6 +31,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
 }
+
+
+def make_optimizer(model: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
+    """The optimiser `name` over all parameters, in the form that the network's storage has."""
+    if isinstance(model, Stored) and model.frugal:
+        return CompactOptimizer(model, name, lr)
+    return OPTIMIZERS[name](list(model.parameters()), lr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

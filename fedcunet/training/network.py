@@ -7,8 +7,8 @@ from torch import nn
 from fedcunet.config import ModelConfig, RunConfig
 from fedcunet.layout import Layout
 from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
-from fedcunet.quant.layers import quantise_network
-from fedcunet.quant.storage import StoredDUNet
+from fedcunet.quant.layers import quantise_network, quantised_weights
+from fedcunet.quant.storage import store
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
 
@@ -42,12 +42,14 @@ def build_network(config: RunConfig, num_landmarks: int) -> nn.Module:
         torch.manual_seed(config.seed)
         model = make_network(config.model, num_landmarks)
     quantise_network(model, config.quant.spec())
+    if config.quant.latent == "bfloat16":
+        for weight in quantised_weights(model):
+            weight.data = weight.data.bfloat16()
     # The layout in which oneDNN and cuDNN convolve fastest; values do not change.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.quant.storage == "packed":
-        assert isinstance(model, DUNet), "the setting has checked this"
-        return StoredDUNet.from_plain(model)
-    return model
+    if config.quant.storage == "float32":
+        return model
+    return store(model, frugal=config.quant.storage == "frugal")
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -75,7 +77,7 @@ def network_layout(model: nn.Module) -> Layout:
 def get_vector(model: nn.Module) -> np.ndarray:
     """The whole state as float32, in the order of `network_layout`."""
     # reshape(-1) reads in the logical order, whatever the memory format.
-    flat = [tensor.detach().reshape(-1).cpu() for tensor in state_tensors(model).values()]
+    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in state_tensors(model).values()]
     vector: np.ndarray = torch.cat(flat).numpy()
     return vector
 

@@ -173,7 +173,8 @@ def unpack_network(content: bytes, where: str = "packed network") -> Unpacked:
             raise ValueError("its tensors are not those that its setting has in this version")
         if sum(lengths.values()) != len(body):
             raise ValueError(f"expected {sum(lengths.values())} bytes of body, found {len(body)}")
-        model = build_network(config, scheme.num_landmarks)
+        # The file's weights are those of the forward pass, scales included: no latent ones.
+        model = build_network(config.replace(quant__latent="float32"), scheme.num_landmarks)
         model.load_state_dict(
             decode_body(body, lengths, Plan(model, config, header.bits)), strict=False
         )

@@ -61,7 +61,7 @@ class Plan:
         ends = set(model.end_layers())  # type: ignore[operator]
         self.hidden: dict[str, torch.Tensor] = {}
         self.others: dict[str, torch.Tensor] = {}
-        for name, tensor in state_tensors(model).items():
+        for name, tensor in _in_float32(state_tensors(model)).items():
             layer = name.rpartition(".")[0]
             if f"{layer}." not in self.norms:
                 part = self.hidden if tensor.dim() == 4 and layer not in ends else self.others
@@ -87,6 +87,13 @@ class Plan:
             "batchnorm": vectors_length(self.channels, self.bits, apart_norms),
             "end_layers": sum(2 * tensor.numel() for tensor in self.others.values()),
         }
+
+
+def _in_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> np.ndarray:

@@ -14,19 +14,16 @@ from torch.nn import functional as F
 from fedcunet.config import RunConfig
 from fedcunet.data import load
 from fedcunet.errors import UserError
-from fedcunet.models import DUNet
-from fedcunet.quant import QuantSpec, engine, quantise_network, seed_rounding
+from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
+from fedcunet.quant import QuantSpec, pieces, quantise_network, seed_rounding
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
-from fedcunet.quant.outputs import gather, pool_with_index, unpool
-from fedcunet.quant.sources import (
-    QuantiseSource,
-    Source,
-    pack_channels,
-    packed_channels,
-    source_codes,
-    unpack_channels,
-)
-from fedcunet.quant.storage import StoredDUNet
+from fedcunet.quant.outputs import gather, pool_codes, pool_values, unpool
+from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
+from fedcunet.quant.rounding import Rounding
+from fedcunet.quant.sources import QuantiseSource, Source
+from fedcunet.quant.storage import Stored, store
+from fedcunet.quant.waiting import CodedGradient
+from fedcunet.quant.workspace import Workspace
 from fedcunet.training.central import LAST, train_network
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.network import build_network
@@ -71,27 +68,28 @@ def worst_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> f
 
 
 @given(
-    bits=st.sampled_from([2, 4, 6, 8]),
-    shape=st.tuples(*[st.integers(1, high) for high in (3, 9, 5, 5)]),
+    width=st.sampled_from([2, 4, 6]),
+    shape=st.tuples(*[st.integers(1, high) for high in (3, 5, 5, 9)]),
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60, deadline=None)
 def test_packed_codes_come_back_in_the_bytes_that_are_counted(
-    bits: int, shape: tuple[int, int, int, int], seed: int
+    width: int, shape: tuple[int, int, int, int], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
-    packed = pack_channels(codes, bits)
+    codes = torch.randint(0, 2**width, shape, generator=generator, dtype=torch.uint8)
+    packed = pack_channels(codes, width)
     assert packed.dtype == torch.uint8
-    assert packed.shape[1] == packed_channels(shape[1], bits)
-    assert unpack_channels(packed, bits, shape[1]).equal(codes)
-    row = unpack_channels(packed[:, :, :1], bits, shape[1])
-    assert row.equal(codes[:, :, :1])
+    assert packed.shape[-1] == packed_channels(shape[-1], width)
+    assert unpack_channels(packed, width, shape[-1]).equal(codes)
+    row = unpack_channels(packed[:, :1], width, shape[-1])
+    assert row.equal(codes[:, :1])
 
 
-@pytest.mark.parametrize(("bits", "share"), [(8, 1), (6, 0.75), (4, 0.5)])
+@pytest.mark.parametrize(("bits", "share"), [(16, 2), (8, 1), (6, 0.75), (5, 0.75), (4, 0.5)])
 def test_a_source_takes_its_bits(bits: int, share: float) -> None:
-    source = Source((2, 8, 4, 4), bits=bits, packed=True, like=torch.zeros(0))
+    source = Source((2, 4, 4, 8), bits=bits, packed=True, like=torch.zeros(0))
+    source.store(slice(0, 2), torch.zeros(2, 4, 4, 8))
     assert source.data.nbytes == 2 * 8 * 16 * share
 
 
@@ -115,34 +113,43 @@ def test_source_quantiser_passes_on_what_is_not_finite() -> None:
 def test_packed_and_unpacked_sources_give_equal_codes_and_statistics(
     bits: int, channels: int
 ) -> None:
-    x = torch.randn(3, channels, 4, 6, generator=torch.Generator().manual_seed(bits)) + 0.5
-    codes, step = source_codes(x, bits)
+    levels = 2 ** (bits - 1) - 1
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(-levels, levels + 1, (3, 4, 6, channels), generator=generator).float()
+    steps = torch.rand(3, channels, generator=generator) + 0.5
     sources = [
-        Source((3, channels, 4, 6), bits=bits, packed=packed, like=x) for packed in (True, False)
+        Source((3, 4, 6, channels), bits=bits, packed=packed, like=codes)
+        for packed in (True, False)
     ]
     for source in sources:
         for sample in range(3):
             part = slice(sample, sample + 1)
-            source.store(part, codes[part].clone(), step[part])
+            source.step_BC[part] = steps[part]
+            source.store(part, codes[part].clone())
+            source.measure(part, codes[part], Workspace(codes))
         source.finish()
-        assert source.load(WHOLE, WHOLE).equal(codes)
-        assert source.load(slice(1, 2), slice(2, 4)).equal(codes[1:2, :, 2:4])
-        values = codes * step
-        assert source.mean_C.allclose(values.mean((0, 2, 3)), atol=1e-6)
-        assert source.variance_C.allclose(values.var((0, 2, 3), correction=0), rtol=1e-4)
+        assert source.load(slice(0, 3), WHOLE, torch.empty_like(codes)).equal(codes)
+        rows = codes[1:2, 2:4]
+        assert source.load(slice(1, 2), slice(2, 4), torch.empty_like(rows)).equal(rows)
+        values = codes * steps[:, None, None]
+        assert source.mean_C.allclose(values.mean((0, 1, 2)), atol=levels * 1e-6)
+        assert source.variance_C.allclose(values.var((0, 1, 2), correction=0), rtol=1e-4)
     assert sources[0].variance_C.equal(sources[1].variance_C)
 
 
-def test_pooling_keeps_the_first_of_equal_maxima_and_spreads_back_to_it() -> None:
-    x = torch.randint(0, 3, (2, 3, 6, 8), generator=torch.Generator().manual_seed(0)).float()
-    x.requires_grad_()
-    expected = F.max_pool2d(x, 2)
-    best, index = pool_with_index(x.detach())
-    assert best.equal(expected)
-    assert gather(x.detach(), index).equal(best)
+@pytest.mark.parametrize("pool", [pool_codes, pool_values])
+def test_pooling_keeps_the_first_of_equal_maxima_and_spreads_back_to_it(
+    pool: Callable[[Tensor, Workspace], tuple[Tensor, Tensor]],
+) -> None:
+    x = torch.randint(-3, 3, (2, 6, 8, 3), generator=torch.Generator().manual_seed(0)).float()
+    theirs = x.permute(0, 3, 1, 2).clone().requires_grad_()
+    expected = F.max_pool2d(theirs, 2)
+    best, index = pool(x.clone(), Workspace(x))
+    assert best.permute(0, 3, 1, 2).equal(expected)
+    assert gather(x, index).equal(best)
     weight = torch.arange(best.numel(), dtype=torch.float32).view_as(best)
-    (expected * weight).sum().backward()
-    assert unpool(weight, index).equal(x.grad)
+    (expected * weight.permute(0, 3, 1, 2)).sum().backward()
+    assert unpool(weight, index, torch.empty_like(x)).permute(0, 3, 1, 2).equal(theirs.grad)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +166,7 @@ def test_gradients_are_those_of_plain_autograd(
     unets: int, order: int, shape: tuple[int, int, int]
 ) -> None:
     plain = network(QuantSpec(), unets=unets, order=order)
-    stored = StoredDUNet.from_plain(copy.deepcopy(plain))
+    stored = store(copy.deepcopy(plain))
     image, target = batch(*shape)
     found = gradients(stored, image, target)
     assert worst_difference(found, gradients(plain, image, target)) < 1e-10
@@ -180,7 +187,7 @@ def test_gradients_are_those_of_plain_autograd(
 )
 def test_quantised_gradients_are_those_of_fake_quantisation(spec: QuantSpec) -> None:
     plain = network(spec)
-    stored = StoredDUNet.from_plain(copy.deepcopy(plain))
+    stored = store(copy.deepcopy(plain))
     image, target = batch(4)
     with torch.no_grad():
         plain.unets[0].neck.grow.conv.weight[0] *= 20  # some latent weights outside [-1, 1]
@@ -195,16 +202,25 @@ def test_the_size_of_the_work_space_does_not_change_the_gradients(
 ) -> None:
     model = network(QuantSpec(input_bits=8, input_quantizer="source"))
     image, target = batch(2)
-    expected = gradients(StoredDUNet.from_plain(copy.deepcopy(model)), image, target)
-    monkeypatch.setattr(engine, "CHUNK_VALUES", chunk_values)
-    found = gradients(StoredDUNet.from_plain(model), image, target)
+    expected = gradients(store(copy.deepcopy(model)), image, target)
+    monkeypatch.setattr(pieces, "CHUNK_VALUES", chunk_values)
+    found = gradients(store(model), image, target)
     assert worst_difference(found, expected) < 1e-10
 
 
+@pytest.mark.timeout(1500)  # 200 steps, where other work may take the machine
 @pytest.mark.parametrize(
-    ("bits", "gradient_scale"), [(8, "tensor"), (8, "channel"), (6, "channel"), (4, "channel")]
+    ("bits", "gradient_scale", "frugal", "steps"),
+    [
+        (8, "channel", False, 50),
+        (6, "channel", True, 50),
+        (4, "channel", False, 3),
+        (8, "tensor", True, 3),
+    ],
 )
-def test_packed_storage_trains_bit_for_bit_as_unpacked(bits: int, gradient_scale: str) -> None:
+def test_packed_storage_trains_bit_for_bit_as_unpacked(
+    bits: int, gradient_scale: str, frugal: bool, steps: int
+) -> None:
     spec = QuantSpec(
         input_bits=bits,
         weight_bits=1,
@@ -216,11 +232,13 @@ def test_packed_storage_trains_bit_for_bit_as_unpacked(bits: int, gradient_scale
     image, target = (tensor.float() for tensor in batch(2))
     results = []
     for packed in (True, False):
-        model = StoredDUNet.from_plain(network(spec, growth=3).float(), packed=packed)
+        model = store(
+            network(spec, growth=3, unets=1, order=0).float(), packed=packed, frugal=frugal
+        )
         seed_rounding(model, 7)
         optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
         losses = []
-        for _ in range(3):
+        for _ in range(steps):
             loss = sum((heatmap - target).square().mean() for heatmap in model(image))
             optimizer.zero_grad()
             loss.backward()
@@ -230,7 +248,7 @@ def test_packed_storage_trains_bit_for_bit_as_unpacked(bits: int, gradient_scale
         results.append((losses, model.state_dict()))
     (packed_losses, packed_state), (losses, state) = results
     assert packed_losses == losses
-    assert len(set(losses)) == 3
+    assert len(set(losses)) == steps
     assert all(packed_state[name].equal(state[name]) for name in state)
 
 
@@ -238,8 +256,8 @@ def test_packed_storage_trains_bit_for_bit_as_unpacked(bits: int, gradient_scale
 def test_gradients_at_16_bits_are_nearly_those_in_full(gradient_scale: str) -> None:
     spec = QuantSpec(gradient_bits=16, gradient_scale=gradient_scale)
     image, target = batch(4)
-    found = gradients(StoredDUNet.from_plain(network(spec)), image, target)
-    expected = gradients(StoredDUNet.from_plain(network(QuantSpec())), image, target)
+    found = gradients(store(network(spec)), image, target)
+    expected = gradients(store(network(QuantSpec())), image, target)
     # A step is 2^-15 of the range; one scale for a tensor leaves less of it for small values.
     difference = worst_difference(found, expected)
     assert 0 < difference < (0.003 if gradient_scale == "channel" else 0.3)
@@ -247,7 +265,7 @@ def test_gradients_at_16_bits_are_nearly_those_in_full(gradient_scale: str) -> N
 
 def test_a_head_without_loss_has_the_gradients_of_plain_autograd() -> None:
     plain = network(QuantSpec())
-    stored = StoredDUNet.from_plain(copy.deepcopy(plain))
+    stored = store(copy.deepcopy(plain))
     image, _ = batch(2)
     for model in (plain, stored):
         model(image)[0].square().sum().backward()
@@ -259,7 +277,7 @@ def test_a_head_without_loss_has_the_gradients_of_plain_autograd() -> None:
 
 def test_evaluation_goes_through_the_plain_layers() -> None:
     plain = network(SOURCE_818).eval()
-    stored = StoredDUNet.from_plain(copy.deepcopy(plain))
+    stored = store(copy.deepcopy(plain))
     image, _ = batch(1)
     for mine, theirs in zip(stored(image), plain(image), strict=True):
         assert mine.equal(theirs)
@@ -288,7 +306,7 @@ def test_source_setting_puts_every_map_between_layers_on_its_grid() -> None:
 
 
 def test_the_backward_pass_runs_once_and_gives_the_image_no_gradient() -> None:
-    model = StoredDUNet.from_plain(network(SOURCE_818))
+    model = store(network(SOURCE_818))
     image, _ = batch(2)
     loss = model(image)[-1].sum()
     loss.backward(retain_graph=True)
@@ -299,17 +317,18 @@ def test_the_backward_pass_runs_once_and_gives_the_image_no_gradient() -> None:
 
 
 def test_one_value_a_channel_is_refused() -> None:
-    model = StoredDUNet.from_plain(network(SOURCE_818))
+    model = store(network(SOURCE_818))
     with pytest.raises(UserError, match="larger batch"):
         model(batch(1)[0])
 
 
-def test_a_setting_with_packed_storage_builds_it_and_refuses_other_networks() -> None:
-    config = RunConfig().replace(quant__storage="packed", quant__input_quantizer="source")
-    assert isinstance(build_network(config, 2), StoredDUNet)
-    for change in ({"model__kind": "stacked"}, {"model__iterative": True}):
-        with pytest.raises(UserError, match="plain DU-Nets only"):
-            config.replace(**change)
+@pytest.mark.parametrize("change", [{}, {"model__kind": "stacked"}, {"model__iterative": True}])
+@pytest.mark.parametrize("storage", ["packed", "frugal"])
+def test_a_setting_with_storage_builds_it(storage: str, change: dict[str, str | bool]) -> None:
+    config = RunConfig().replace(model__unets=1, model__order=0, quant__storage=storage, **change)
+    model = build_network(config, 2)
+    assert isinstance(model, Stored)
+    assert model.frugal == (storage == "frugal")
 
 
 def test_packed_storage_trains_through_the_ordinary_loop(
@@ -328,7 +347,7 @@ def test_packed_storage_trains_through_the_ordinary_loop(
     )
     sets = load("300w", root, "train"), load("300w", root, "test")
     model = train_network(config, *sets, tmp_path)
-    assert isinstance(model, StoredDUNet)
+    assert isinstance(model, Stored)
     checkpoint = load_checkpoint(tmp_path / LAST)
     assert checkpoint.config == config
     assert tensors_sha256(checkpoint.model) == tensors_sha256(model)
@@ -337,30 +356,177 @@ def test_packed_storage_trains_through_the_ordinary_loop(
     assert len(moved) > 0.9 * len(start)
 
 
-def counted(function: Callable[[], object]) -> int:
-    """Bytes that `function` leaves in the sources."""
-    total = 0
-    original = Source.finish
-
-    def finish(source: Source) -> None:
-        nonlocal total
-        total += source.data.nbytes
-        original(source)
-
-    Source.finish = finish
-    try:
-        function()
-    finally:
-        Source.finish = original
-    return total
-
-
 @pytest.mark.parametrize(("bits", "share"), [(8, 1 / 8), (6, 0.75 / 8), (4, 0.5 / 8)])
-def test_packed_sources_take_their_share_of_float64(bits: int, share: float) -> None:
+@pytest.mark.parametrize("frugal", [False, True])
+def test_packed_codes_take_their_share_of_float64(bits: int, share: float, frugal: bool) -> None:
     image, _ = batch(2)
     spec = QuantSpec(input_bits=bits, input_quantizer="source")
     packed, plain = (
-        counted(lambda chosen=chosen: StoredDUNet.from_plain(network(chosen))(image))
-        for chosen in (spec, QuantSpec())
+        store(network(chosen), packed=packed, frugal=frugal).record(image)
+        for chosen, packed in ((spec, True), (QuantSpec(), False))
     )
-    assert packed == plain * share
+    heatmaps = sum(heatmap.nbytes for heatmap in plain.heatmaps())
+    indices = sum(
+        output.index.nbytes
+        for step in plain._steps
+        for output in step.outputs()
+        if output.index is not None
+    )
+    found = packed.held_bytes() - heatmaps - indices / 4
+    assert found == share * (plain.held_bytes() - heatmaps - indices)
+
+
+def test_frugal_storage_holds_about_half_of_packed() -> None:
+    image, _ = batch(2)
+    model = network(SOURCE_818, width=32, growth=8)
+    frugal_bytes, packed_bytes = (
+        store(model, frugal=frugal).record(image).held_bytes() for frugal in (True, False)
+    )
+    assert frugal_bytes < 0.53 * packed_bytes
+
+
+def small_network(kind: str, spec: QuantSpec) -> nn.Module:
+    """One of the three networks, one with heads of both kinds."""
+    torch.manual_seed(3)
+    model: nn.Module
+    if kind == "stacked":
+        model = StackedHourglass(2, 3, width=8, num_supervisions=1)
+    elif kind == "stacked detection":
+        model = StackedHourglass(2, 3, width=8, supervision="detection")
+    elif kind == "refined hourglass":
+        model = IterativeRefinement(StackedHourglass(1, 3, width=8))
+    else:
+        dunet = DUNet(2, 1, 3, width=8, growth=4, supervision="detection")
+        model = IterativeRefinement(dunet)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -0.5, 1.5)
+    return quantise_network(model.double().train(), spec)
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    [QuantSpec(), QuantSpec(input_bits=8, weight_bits=1, alpha=True, input_quantizer="source")],
+    ids=lambda spec: spec.name,
+)
+@pytest.mark.parametrize(
+    "kind", ["stacked", "stacked detection", "refined hourglass", "refined DU-Net"]
+)
+def test_every_network_has_the_gradients_of_plain_autograd(
+    kind: str, spec: QuantSpec, frugal: bool
+) -> None:
+    plain = small_network(kind, spec)
+    stored = store(copy.deepcopy(plain), frugal=frugal)
+    image, target = batch(2)
+    found = gradients(stored, image, target)
+    # Two passes through an hourglass whose stem has two channels lose a digit more.
+    assert worst_difference(found, gradients(plain, image, target)) < 1e-9
+    for mine, theirs in zip(stored.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@given(
+    unets=st.integers(1, 3),
+    order=st.integers(0, 2),
+    supervisions=st.integers(1, 3),
+    bits=st.sampled_from([2, 3, 5, 6, 8, 11, 32]),
+    size=st.integers(2, 3),
+    sides=st.tuples(st.sampled_from([64, 128]), st.sampled_from([64, 192])),
+    frugal=st.booleans(),
+)
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_any_du_net_has_the_gradients_of_plain_autograd(
+    unets: int,
+    order: int,
+    supervisions: int,
+    bits: int,
+    size: int,
+    sides: tuple[int, int],
+    frugal: bool,
+) -> None:
+    torch.manual_seed(4)
+    model = DUNet(
+        unets,
+        min(order, unets - 1),
+        2,
+        num_supervisions=min(supervisions, unets),
+        width=5,
+        growth=3,
+    )
+    plain = quantise_network(
+        model.double().train(), QuantSpec(input_bits=bits, input_quantizer="source")
+    )
+    stored = store(copy.deepcopy(plain), frugal=frugal)
+    image, _ = batch(size, *sides)
+    target = torch.zeros((), dtype=torch.float64)
+    found = gradients(stored, image, target)
+    assert worst_difference(found, gradients(plain, image, target)) < 1e-10
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_computing_sources_again_changes_no_bit_of_the_gradients(bits: int) -> None:
+    spec = QuantSpec(input_bits=bits, weight_bits=1, alpha=True, input_quantizer="source")
+    model = network(spec).float()
+    image, target = (tensor.float() for tensor in batch(2))
+    found, expected = (
+        gradients(store(copy.deepcopy(model), frugal=frugal), image, target)
+        for frugal in (True, False)
+    )
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@given(
+    bits=st.sampled_from([2, 6, 8, 12, 16]),
+    shape=st.tuples(*[st.integers(1, high) for high in (2, 4, 6, 5)]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_gradients_wait_in_codes_that_are_off_by_at_most_a_step(
+    bits: int, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    rounding, generator = Rounding(), torch.Generator().manual_seed(seed)
+    rounding.seed(seed)
+    scale = torch.randint(-9, 9, (shape[0], 1, 1, shape[3]), generator=generator)
+    added = torch.randn(2, *shape, generator=generator) * 10.0**scale
+    waiting = [
+        CodedGradient(shape, added, bits=bits, packed=True, rounding=rounding) for _ in range(2)
+    ]
+    workspace = Workspace(added)
+    for gradient, each in zip(added, waiting, strict=True):
+        each.add(slice(0, shape[0]), slice(0, shape[1]), gradient, workspace)
+    levels = 127 if bits <= 8 else 32767
+    for gradient, each in zip(added, waiting, strict=True):
+        found = torch.zeros(shape)
+        each.add_to(found, slice(0, shape[0]), workspace)
+        step = gradient.abs().amax(2, keepdim=True) / levels * 1.02
+        assert bool(((found - gradient).abs() <= step).all())
+
+
+def test_gradients_wait_in_codes_without_bias() -> None:
+    rounding = Rounding()
+    gradient = torch.tensor([1.0, 0.3, 0.0031, -0.0002]).view(1, 1, 4, 1)
+    total = torch.zeros_like(gradient)
+    workspace = Workspace(gradient)
+    for _ in range(4000):
+        waiting = CodedGradient((1, 1, 4, 1), total, bits=8, packed=True, rounding=rounding)
+        waiting.add(slice(0, 1), slice(0, 1), gradient / 2, workspace)
+        waiting.add(slice(0, 1), slice(0, 1), gradient / 2, workspace)
+        waiting.add_to(total, slice(0, 1), workspace)
+    # A step is 1/127; the mean of 4000 roundings is off by about 1/16000, and by 1/512 of a step.
+    assert (total / 4000 - gradient).abs().max() < 4 / 16000
+
+
+def test_random_bits_follow_from_the_seed_and_are_even() -> None:
+    rounding = Rounding()
+    words = torch.empty(100_000, dtype=torch.int32)
+    rounding.seed(5)
+    rounding.fill(words)
+    first = words.clone()
+    counts = torch.bincount(words.view(torch.uint8).long(), minlength=256)
+    assert ((counts - 400_000 / 256).abs() < 5 * (400_000 / 256) ** 0.5).all()
+    rounding.fill(words)
+    assert not words.equal(first)
+    rounding.seed(5)
+    rounding.fill(words)
+    assert words.equal(first)
