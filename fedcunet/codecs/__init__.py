@@ -8,6 +8,7 @@ from fedcunet.codecs.eden import EdenCodec
 from fedcunet.codecs.floats import Float16Codec, Float32Codec
 from fedcunet.codecs.linear import LinearCodec
 from fedcunet.codecs.sign import SignCodec
+from fedcunet.codecs.trellis import TrellisCodec
 from fedcunet.errors import UserError
 
 __all__ = ["CODECS", "Codec", "check_codec_bits", "get_codec", "make_seed"]
@@ -19,6 +20,10 @@ CODECS: dict[str, Codec] = {
     "linear-nearest": LinearCodec("linear-nearest", stochastic=False),
     "sign": SignCodec(),
     "eden": EdenCodec(),
+    "trellis": TrellisCodec("trellis", "unbiased"),
+    "trellis-wiener": TrellisCodec("trellis-wiener", "wiener"),
+    "trellis-even": TrellisCodec("trellis-even", "even"),
+    "dithered": TrellisCodec("dithered", "unbiased", num_states=1),
 }
 
 

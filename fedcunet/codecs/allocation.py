@@ -22,6 +22,7 @@ from fedcunet.codecs.densities import (
     GAUSSIAN_ROOT_MEAN,
     NUM_CLASSES,
     SHAPES,
+    class_deviations,
     recognised_shapes,
     steps_of_class,
 )
@@ -62,10 +63,10 @@ class Tensors:
 
     def steps(self, scale: float, form: Form, num_states: int) -> np.ndarray:
         """The steps (float64) for S = `scale`, by operations that are exact on every machine."""
-        ratio = np.array([steps_of_class(number) for number in range(NUM_CLASSES)])[self.classes]
+        ratio = class_deviations()[self.classes]
         height = np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
         if form == "even":
-            eighth = np.array([steps_of_class(number) / steps_of_class(0) for number in range(8)])
+            eighth = class_deviations()[:8] / steps_of_class(0)
             whole = np.ldexp(1.0, self.octaves // _OCTAVE_PARTS)
             return scale * (eighth[self.octaves % _OCTAVE_PARTS] * whole)
         return scale * height if form == "wiener" else scale / height
@@ -74,7 +75,7 @@ class Tensors:
         """Factors (float64) of the decoded values: Wiener's, or ones."""
         if form != "wiener":
             return np.ones(self.classes.size)
-        ratio = np.array([steps_of_class(number) for number in range(NUM_CLASSES)])[self.classes]
+        ratio = class_deviations()[self.classes]
         energy = ratio * ratio * np.array([shape.variance for shape in SHAPES])[self.shapes]
         return energy / (energy + error_variance(num_states))
 
@@ -131,8 +132,12 @@ class Tensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Deviation (densities.py) and shape of each tensor, and the factor of its prediction."""
+    """Deviation (densities.py) and shape of each tensor, and the factor of its prediction.
 
+    Deviations are those of the values times 2^-exponent, of which the greatest lies in [1/2, 1).
+    """
+
+    exponent: int
     lengths: np.ndarray
     deviations: np.ndarray  # 0 where all values are 0
     shapes: np.ndarray
@@ -142,12 +147,15 @@ class Statistics:
     def of(cls, values: np.ndarray, lengths: np.ndarray, factors: np.ndarray) -> "Statistics":
         """Measures `values`, from which the prediction is taken away already."""
         magnitudes = np.abs(values)
+        exponent = int(np.frexp(magnitudes.max(initial=0))[1])
+        magnitudes = np.ldexp(magnitudes, -exponent)
         count = np.maximum(lengths, 1)
         mean = reduce_segments(np.add, magnitudes, lengths) / count
         root_mean = reduce_segments(np.add, np.sqrt(magnitudes, out=magnitudes), lengths) / count
         square = root_mean * root_mean
         ratio = square / np.where(mean > 0, mean, 1)
         return cls(
+            exponent=exponent,
             lengths=lengths,
             deviations=square / GAUSSIAN_ROOT_MEAN**2,
             shapes=recognised_shapes(ratio),

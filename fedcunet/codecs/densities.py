@@ -88,6 +88,12 @@ def steps_of_class(number: int) -> float:
     return _EIGHTHS[number % 8] * 2.0 ** (number // 8 - 4)
 
 
+@functools.cache
+def class_deviations() -> np.ndarray:
+    """`steps_of_class` of all classes (float64)."""
+    return np.array([steps_of_class(number) for number in range(NUM_CLASSES)])
+
+
 def dropped_bits(number: int) -> int:
     """Lowest bits of a whole number that a class codes as they are."""
     return max(0, -(-(number - 56) // 8))
@@ -149,7 +155,9 @@ def _cached_weights(number: int, shape: int, num_states: int) -> np.ndarray:
 
 
 def table_of(pairs: Sequence[tuple[int, int]], num_states: int) -> FrequencyTable:
-    """The table of (class, shape) pairs: NUM_BINS rows for each, in order."""
+    """The table of (class, shape) pairs: NUM_BINS rows for each, in order; one row for none."""
+    if not pairs:
+        return FrequencyTable.of_weights(np.ones((1, 1)))
     rows = [_cached_weights(number, shape, num_states) for number, shape in pairs]
     return FrequencyTable.of_weights(np.concatenate(rows))
 

@@ -36,7 +36,6 @@ _BIN_SHIFT = _FRACTION_BITS - (NUM_BINS.bit_length() - 1)
 _HALF_STEP = 1 << (_FRACTION_BITS - 1)
 _VALUES_AT_ONCE = 2**20  # of one search through the trellis
 _PIECE = 2**15  # values whose numbers stay in the cache
-MAX_NUMBER = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +61,15 @@ class Plan:
     of_value: np.ndarray = field(init=False)  # the tensor of each value
 
     def __post_init__(self) -> None:
-        pairs, which = np.unique(
-            np.stack([self.classes, self.shapes], axis=1), axis=0, return_inverse=True
-        )
-        given = [(int(number), int(shape)) for number, shape in pairs]
+        codes, which = np.unique(self.classes * 8 + self.shapes, return_inverse=True)
+        given = [divmod(code, 8) for code in codes.tolist()]
         dropped = np.array([dropped_bits(number) for number, _ in given], dtype=np.int64)
         index_type = np.int16 if self.lengths.size < 2**15 else np.int32
         tensors = np.arange(self.lengths.size, dtype=index_type)
         for name, value in (
             ("table", table_of(given, self.num_states)),
-            ("first_rows", which.reshape(-1) * NUM_BINS),
-            ("dropped", dropped[which.reshape(-1)]),
+            ("first_rows", which * NUM_BINS),
+            ("dropped", dropped[which]),
             ("of_value", np.repeat(tensors, self.lengths)),
         ):
             object.__setattr__(self, name, value)

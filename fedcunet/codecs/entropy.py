@@ -100,7 +100,7 @@ def _encode_piece(packed: np.ndarray, state: np.ndarray, given: list[np.ndarray]
     for begin in range((packed.size - 1) // num_lanes * num_lanes, -1, -num_lanes):
         stop = min(begin + num_lanes, packed.size)
         part, quotient = state[: stop - begin], buffer[: stop - begin]
-        over = np.flatnonzero(part >= bound[begin:stop])
+        over = (part >= bound[begin:stop]).nonzero()[0]
         if over.size:
             large = part[over]
             kept = np.floor(large * (1 / _LOW))
@@ -143,7 +143,7 @@ class LaneDecoder:
         state *= packed >> 16
         state += slot
         state -= packed & 0xFFFF
-        low = np.flatnonzero(state < _LOW)
+        low = (state < _LOW).nonzero()[0]
         if low.size:
             taken = self._words[self._position : self._position + low.size]
             if taken.size < low.size:

@@ -25,7 +25,6 @@ from fedcunet.codecs.base import check_body, check_codec_bits, check_vector, seg
 from fedcunet.codecs.densities import NUM_CLASSES
 from fedcunet.codecs.dithered import (
     MAX_LANES,
-    MAX_NUMBER,
     Plan,
     Symbols,
     decode_values,
@@ -40,7 +39,9 @@ from fedcunet.codecs.viterbi import NUM_STATES
 # whether there is a reference, binary logarithm of the states, class of all tensors if `even`.
 _HEAD = struct.Struct("<dIHIIBBB")
 _TOLERANCE = 0.004  # of the budget
-_MAX_PASSES = 8
+_TOLERATED_BITS = 32
+_MAX_PASSES = 6
+_SCALE_RANGE = (2.0**-36, 2.0**6)  # of S, the greatest value being 1/2 to 1
 _PILOT_VALUES = 2**16
 _BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
 
@@ -73,7 +74,7 @@ class TrellisCodec:
         check_codec_bits(self, bits)
         if not length:
             return 0, 0
-        return _HEAD.size, int(1.01 * bits * length / 8) + _HEAD.size + 16 + 3 * len(segments)
+        return _HEAD.size, int(1.01 * bits * length / 8) + _HEAD.size + 32 + 3 * len(segments)
 
     def encode(
         self,
@@ -142,12 +143,12 @@ class _Job:
         seed: bytes,
         has_reference: bool,
     ) -> None:
-        self._codec, self._values, self._statistics = codec, values, statistics
+        self._codec, self._statistics = codec, statistics
         self._budget, self._has_reference = budget, has_reference
         self._dither = dither_of(seed, values.size)
-        # Numbers of the greatest values must stay below 2^40.
-        largest = float(np.abs(values).max())
-        self._least_scale = max(largest * 8 / MAX_NUMBER, 2.0**-1000)
+        # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
+        self._exponent = statistics.exponent
+        self._values = np.ldexp(values, -self._exponent)
         most = min(budget / _BITS_PER_LANE, values.size / _VALUES_PER_LANE)
         self._num_lanes = int(np.clip(most, 1, MAX_LANES))
 
@@ -161,7 +162,7 @@ class _Job:
             draft = self._draft(scale)
             if best is None or self._miss(draft) < self._miss(best):
                 best = draft
-            if self._miss(draft) <= _TOLERANCE * self._budget:
+            if self._miss(draft) <= max(_TOLERANCE * self._budget, _TOLERATED_BITS):
                 break
             excess = draft.num_bits - self._predicted(scale)
             following = self._scale_for(self._budget - excess)
@@ -173,6 +174,7 @@ class _Job:
         while len(body) > most:
             best = self._draft(1.25 * best.scale)
             body = self._body(best)
+            assert best.scale < _SCALE_RANGE[1] ** 2
         return body
 
     def _miss(self, draft: _Draft) -> float:
@@ -183,8 +185,8 @@ class _Job:
 
     def _scale_for(self, bits: float) -> float:
         """The scale for which `bits` are predicted, by bisection over its logarithm."""
-        largest = float(self._statistics.deviations.max(initial=0)) or 1.0
-        low, high = np.log(self._least_scale), np.log(max(largest, self._least_scale)) + 30
+        # Numbers stay below 2^40, and decoded values in the range of float32.
+        low, high = np.log(_SCALE_RANGE)
         for _ in range(40):
             middle = (low + high) / 2
             if self._predicted(float(np.exp(middle))) > bits:
@@ -234,7 +236,7 @@ class _Job:
         if symbols.packed.size:
             words = encode_symbols(symbols, self._num_lanes)
         head = _HEAD.pack(
-            draft.scale,
+            np.ldexp(draft.scale, self._exponent),
             words.size,
             self._num_lanes,
             symbols.escaped.size,
