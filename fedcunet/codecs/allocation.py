@@ -187,11 +187,15 @@ class Statistics:
             ratio = np.sqrt(np.maximum(square, steps_of_class(0) ** 2))
         classes = np.rint(_OCTAVE_PARTS * np.log2(ratio / steps_of_class(0))).astype(np.int64)
         classes = np.clip(classes, 0, NUM_CLASSES - 1)
+        shapes = self.shapes
+        if np.unique(classes * 8 + shapes).size > 256:
+            # A table for each pair would be too large: Gaussians have one for each class.
+            shapes = np.full_like(shapes, 2)
         even_class = int(classes[0]) if form == "even" and classes.size else 0
         found = Tensors(
             coded=coded.astype(np.int64),
             classes=classes * coded,
-            shapes=self.shapes * coded,
+            shapes=shapes * coded,
             octaves=octaves,
             factors=self.factors,
         )

@@ -17,6 +17,10 @@ from fedcunet.errors import UserError
 # Larger magnitudes are refused: above it, scales and rotated values would leave float32's range.
 MAX_MAGNITUDE = 2.0**120
 
+# Bits of a codec with a budget, where something else takes a part of what a user may ask for. No
+# dithered trellis can do with less than about 0.16.
+LEAST_BUDGET, MOST_BUDGET = 0.18, 8.5
+
 # A power-of-two scale travels as one byte: 0 for "all zero", else exponent + 128.
 _EXPONENT_BIAS = 128
 _MIN_EXPONENT, _MAX_EXPONENT = -127, 127
@@ -135,6 +139,15 @@ def check_codec_bits(codec: Codec, bits: float) -> float:
             f" {codec.max_bits:g}, not {bits}"
         )
     return bits
+
+
+def check_budget(codec: Codec, bits: float) -> None:
+    """Raises UserError unless `bits` is a budget that can be met."""
+    if not LEAST_BUDGET <= bits <= MOST_BUDGET:
+        raise UserError(
+            f"bits of codec '{codec.name}' must be from {codec.min_bits:g} to {codec.max_bits:g},"
+            f" not {bits}"
+        )
 
 
 def whole_codec_bits(codec: Codec, bits: float) -> int:

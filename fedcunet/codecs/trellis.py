@@ -21,7 +21,7 @@ from fedcunet.codecs.allocation import (
     Tensors,
     prediction_factors,
 )
-from fedcunet.codecs.base import check_body, check_codec_bits, check_vector, segment_lengths
+from fedcunet.codecs.base import check_body, check_budget, check_vector, segment_lengths
 from fedcunet.codecs.densities import NUM_CLASSES
 from fedcunet.codecs.dithered import (
     MAX_LANES,
@@ -41,6 +41,7 @@ _HEAD = struct.Struct("<dIHIIBBB")
 _TOLERANCE = 0.004  # of the budget
 _TOLERATED_BITS = 32
 _MAX_PASSES = 6
+_MAX_PAIRS = 256  # of class and shape: bounds the table
 _SCALE_RANGE = (2.0**-36, 2.0**6)  # of S, the greatest value being 1/2 to 1
 _PILOT_VALUES = 2**16
 _BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
@@ -71,7 +72,7 @@ class TrellisCodec:
     def body_limits(
         self, *, length: int, bits: float, segments: Sequence[int] = ()
     ) -> tuple[int, int]:
-        check_codec_bits(self, bits)
+        check_budget(self, bits)
         if not length:
             return 0, 0
         return _HEAD.size, int(1.01 * bits * length / 8) + _HEAD.size + 32 + 3 * len(segments)
@@ -85,7 +86,7 @@ class TrellisCodec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        check_codec_bits(self, bits)
+        check_budget(self, bits)
         values = check_vector(vector)
         lengths = segment_lengths(values.size, segments)
         if not values.size:
@@ -253,6 +254,8 @@ class _Job:
 def _plan_of(tensors: Tensors, lengths: np.ndarray, scale: float, codec: "TrellisCodec | _Coding") -> Plan:
     coded = (tensors.coded > 0) & (lengths > 0)
     steps = tensors.steps(scale, codec.form, codec.num_states)
+    if np.unique(tensors.classes[coded] * 8 + tensors.shapes[coded]).size > _MAX_PAIRS:
+        raise ValueError(f"more than {_MAX_PAIRS} pairs of class and shape")
     return Plan(
         lengths=lengths[coded],
         steps=steps[coded],

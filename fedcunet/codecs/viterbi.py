@@ -13,6 +13,7 @@ A lane is a trellis of its own, beginning in state 0; numpy works on all lanes a
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class _Search:
         return self._cost_JPL.reshape(-1, num_lanes).argmin(axis=0)
 
 
-def _distances(z_TL: np.ndarray) -> np.ndarray:
+def periodic_distances(z_TL: np.ndarray) -> np.ndarray:
     """Squared distance (T, 2, 2, L) to the nearest number of each subset 2b + p."""
     distance = np.empty((z_TL.shape[0], 2, 2, z_TL.shape[1]), dtype=np.float32)
     for subset in range(4):
@@ -109,21 +110,25 @@ def _distances(z_TL: np.ndarray) -> np.ndarray:
     return distance
 
 
-def search(z_TL: np.ndarray, num_states: int) -> np.ndarray:
+def search(
+    z_TL: np.ndarray,
+    num_states: int,
+    distances: Callable[[np.ndarray], np.ndarray] = periodic_distances,
+) -> np.ndarray:
     """The numbers' subsets (T, L), uint8, on the way of least squared error through the trellis.
 
     Args:
-        z_TL: float32, T values in each of L lanes. The number for a value is the one of its
-            subset, k mod 4, that is nearest.
+        z_TL: float32, T values in each of L lanes.
         num_states: One of NUM_STATES.
+        distances: Gives the squared distances of some steps' values to the nearest number of each
+            subset; as it stands, numbers are all whole numbers, their subset k mod 4.
     """
     num_steps, num_lanes = z_TL.shape
     forward = _Search(num_states, num_lanes)
     decision_TSL = np.empty((num_steps, num_states, num_lanes), dtype=bool)
     piece = max(1, _VALUES_AT_ONCE // max(num_lanes, 1))
     for begin in range(0, num_steps, piece):
-        distances = _distances(z_TL[begin : begin + piece])
-        for offset, distance in enumerate(distances):
+        for offset, distance in enumerate(distances(z_TL[begin : begin + piece])):
             forward.step(distance, decision_TSL[begin + offset])
     row, former, subset_of = _back_steps(num_states)
     row = row * num_lanes

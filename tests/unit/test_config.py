@@ -97,7 +97,7 @@ def test_a_wrong_value_on_a_command_line_is_refused(typed: str, said: str) -> No
         ("[quant]\ninput-range = 3.0", "expected a power of two"),
         ("[update]\ncodec = 'edn'", "unknown codec 'edn'; there are: float32"),
         ("[update]\nbits = 33", "must be a whole number from 1 to 8, not 33"),
-        ("[update]\nfine-bits = 1", "expected 2 to 16, or 32, found 1"),
+        ("[update]\nfine-bits = 1", "expected 0, 2 to 16, or 32, found 1"),
         ("[data]\nsize = 100", "expected a multiple of 64, found 100"),
         ("[model]\norder = 2", "model.order: expected 0 to 1, found 2"),
         ("[federation]\nfraction = nan", "federation.fraction: expected 1e-06 to 1, found nan"),
