@@ -40,10 +40,11 @@ from fedcunet.codecs.viterbi import NUM_STATES
 _HEAD = struct.Struct("<dIHIIBBB")
 _TOLERANCE = 0.004  # of the budget
 _TOLERATED_BITS = 32
-_MAX_PASSES = 6
+_MAX_PILOTS, _MAX_PASSES = 4, 3
 _MAX_PAIRS = 256  # of class and shape: bounds the table
-_SCALE_RANGE = (2.0**-36, 2.0**6)  # of S, the greatest value being 1/2 to 1
-_PILOT_VALUES = 2**16
+# Of S, the greatest value being 1/2 to 1; for `even` times the least deviation.
+_SCALE_RANGE = (2.0**-36, 2.0**6)
+_PILOT_VALUES, _PILOT_STEPS = 2**16, 64
 _BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
 
 
@@ -151,31 +152,34 @@ class _Job:
         self._exponent = statistics.exponent
         self._values = np.ldexp(values, -self._exponent)
         most = min(budget / _BITS_PER_LANE, values.size / _VALUES_PER_LANE)
+        least = statistics.deviations[statistics.deviations > 0].min(initial=1)
+        unit = least if codec.form == "even" else 1.0
+        self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
+        self._tolerance = max(_TOLERANCE * budget, _TOLERATED_BITS)
         self._num_lanes = int(np.clip(most, 1, MAX_LANES))
 
     def best_body(self, most: int) -> bytes:
         """The body nearest to the budget, and never longer than `most` bytes."""
         scale = self._scale_for(self._budget)
-        if self._values.size > 2 * _PILOT_VALUES:
-            scale = self._scale_for(self._budget - self._pilot_excess(scale))
-        best = None
+        for _ in range(_MAX_PILOTS):
+            excess = self._pilot_excess(scale)
+            if abs(self._predicted(scale) + excess - self._budget) <= self._tolerance / 2:
+                break
+            scale = self._scale_for(self._budget - excess)
+        best = self._draft(scale)
         for _ in range(_MAX_PASSES):
-            draft = self._draft(scale)
-            if best is None or self._miss(draft) < self._miss(best):
-                best = draft
-            if self._miss(draft) <= max(_TOLERANCE * self._budget, _TOLERATED_BITS):
+            if self._miss(best) <= self._tolerance:
                 break
-            excess = draft.num_bits - self._predicted(scale)
-            following = self._scale_for(self._budget - excess)
-            if following == scale:
+            excess = best.num_bits - self._predicted(best.scale)
+            draft = self._draft(self._scale_for(self._budget - excess))
+            if self._miss(draft) >= self._miss(best):
                 break
-            scale = following
-        assert best is not None
+            best = draft
         body = self._body(best)
         while len(body) > most:
             best = self._draft(1.25 * best.scale)
             body = self._body(best)
-            assert best.scale < _SCALE_RANGE[1] ** 2
+            assert best.scale < 8 * self._range[1]
         return body
 
     def _miss(self, draft: _Draft) -> float:
@@ -187,7 +191,7 @@ class _Job:
     def _scale_for(self, bits: float) -> float:
         """The scale for which `bits` are predicted, by bisection over its logarithm."""
         # Numbers stay below 2^40, and decoded values in the range of float32.
-        low, high = np.log(_SCALE_RANGE)
+        low, high = np.log(self._range)
         for _ in range(40):
             middle = (low + high) / 2
             if self._predicted(float(np.exp(middle))) > bits:
@@ -207,15 +211,16 @@ class _Job:
         return tensors, even_class, _plan_of(tensors, lengths, scale, codec), values
 
     def _pilot_excess(self, scale: float) -> float:
-        """Bits above the prediction, measured on a part of the values."""
+        """Bits above the prediction, measured on a part of the values in short, many lanes."""
         _, _, plan, values = self._plan(scale)
         stride = max(1, values.size // _PILOT_VALUES)
         chosen = values[::stride]
+        num_lanes = max(1, chosen.size // _PILOT_STEPS)
         symbols = quantise(
-            chosen, self._dither[: chosen.size], plan.of_value[::stride], plan, num_lanes=256
+            chosen, self._dither[: chosen.size], plan.of_value[::stride], plan, num_lanes
         )
-        share = values.size / max(chosen.size, 1)
-        return symbols.num_bits * share + self._lane_bits() - self._predicted(scale)
+        num_bits = symbols.num_bits * values.size / max(chosen.size, 1) + plan.num_low_bits
+        return num_bits + 8 * _HEAD.size + self._lane_bits() - self._predicted(scale)
 
     def _lane_bits(self) -> float:
         """What lanes cost beyond the symbols, on average: 8 bits where they carry words."""

@@ -135,7 +135,7 @@ def search(
     lane = np.arange(num_lanes)
     state = forward.best_states()
     subset_TL = np.empty((num_steps, num_lanes), dtype=np.uint8)
-    flat = decision_TSL.reshape(num_steps, -1).view(np.uint8)
+    flat = decision_TSL.reshape(num_steps, num_states * num_lanes).view(np.uint8)
     for step in range(num_steps - 1, -1, -1):
         index = 2 * state
         index += flat[step].take(row.take(state) + lane)

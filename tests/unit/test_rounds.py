@@ -108,8 +108,8 @@ def test_honest_clients_give_the_mean_weighted_by_their_examples() -> None:
 
 def test_bytes_are_the_lengths_of_what_was_sent() -> None:
     watcher, _ = run()
-    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_bytes
-    down = rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_limits[1]
+    down = rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
     assert watcher.lines[0].bytes_up == 4 * up
     assert watcher.lines[0].bytes_down == 4 * down
     assert watcher.clients[0].bits_per_parameter == 8 * up / 43
