@@ -2,14 +2,13 @@
 
 With errors of variance D for a tensor of deviation σ, an unbiased codec needs ½·log2(1 + σ²/D)
 bits a value. The sum of squared errors at a given number of bits is least where D·(D + σ²)/σ² is
-the same for all tensors: D for those far above it, less for those below. For a codec that scales
-by Wiener's factor σ²/(σ² + D) it is least where D·σ²/(σ² + D) is the same (reverse water-filling:
-Cover and Thomas, "Elements of Information Theory", section 10.3.3), and tensors below that level
-get no bits at all.
+the same for all tensors: D for those far above it, less for those below. With D = c·step² the step
+then follows from the class alone, the deviation in steps ρ: it is S/sqrt(1 + c/ρ²).
 
-With D = c·step² both follow from the class alone, the deviation in steps ρ: step = S·h for
-the unbiased form and S/h for Wiener's, h = 1/sqrt(1 + c/ρ²). For tensors of different units, such
-as BatchNorm's statistics, every tensor has the same ρ and a step of its own (`even`).
+For a codec that scales by Wiener's factor σ²/(σ² + D) all steps are S, and tensors whose deviation
+is below 1/16 of it get no bits at all: with error feedback they are held back until they exceed it.
+For tensors of different units, such as BatchNorm's statistics, every tensor has the same ρ and a
+step of its own (`even`).
 """
 
 from dataclasses import dataclass
@@ -63,13 +62,14 @@ class Tensors:
 
     def steps(self, scale: float, form: Form, num_states: int) -> np.ndarray:
         """The steps (float64) for S = `scale`, by operations that are exact on every machine."""
-        ratio = class_deviations()[self.classes]
-        height = np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
+        if form == "wiener":
+            return np.full(self.classes.size, scale)
         if form == "even":
             eighth = class_deviations()[:8] / steps_of_class(0)
             whole = np.ldexp(1.0, self.octaves // _OCTAVE_PARTS)
             return scale * (eighth[self.octaves % _OCTAVE_PARTS] * whole)
-        return scale * height if form == "wiener" else scale / height
+        ratio = class_deviations()[self.classes]
+        return scale / np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
 
     def gains(self, form: Form, num_states: int) -> np.ndarray:
         """Factors (float64) of the decoded values: Wiener's, or ones."""
@@ -181,10 +181,8 @@ class Statistics:
             square = (safe / scale) ** 2
             ratio = np.sqrt((square + np.sqrt(square * square + 4 * error * square)) / 2)
         else:
-            # deviation/S = sqrt(ρ² + c); what is not above c stays without bits.
-            square = (safe / scale) ** 2 - error
-            coded = coded & (square > steps_of_class(0) ** 2)
-            ratio = np.sqrt(np.maximum(square, steps_of_class(0) ** 2))
+            ratio = safe / scale
+            coded = coded & (ratio >= steps_of_class(0))
         classes = np.rint(_OCTAVE_PARTS * np.log2(ratio / steps_of_class(0))).astype(np.int64)
         classes = np.clip(classes, 0, NUM_CLASSES - 1)
         shapes = self.shapes
