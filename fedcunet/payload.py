@@ -442,9 +442,7 @@ def _stated_fine_bits(header: Header) -> float:
     return header.fine_bits_256ths / 256
 
 
-def decode_own(
-    blob: bytes, expected: Expected, reference: np.ndarray | None = None
-) -> np.ndarray:
+def decode_own(blob: bytes, expected: Expected, reference: np.ndarray | None = None) -> np.ndarray:
     """The update that the server will decode from our own payload, in layout order.
 
     With error feedback a client's next residual is the update it meant less this.

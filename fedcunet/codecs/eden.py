@@ -17,8 +17,8 @@ from fedcunet.bits import check_bits, pack_codes, packed_length, unpack_codes
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    whole_codec_bits,
     check_vector,
+    whole_codec_bits,
 )
 from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
 

@@ -8,12 +8,12 @@ import numpy as np
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    whole_codec_bits,
     check_vector,
     exponent_bytes,
     reduce_segments,
     scales_of_bytes,
     segment_lengths,
+    whole_codec_bits,
 )
 
 

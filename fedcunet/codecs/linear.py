@@ -9,13 +9,13 @@ from fedcunet.bits import covering_scale, pack_codes, packed_length, round_up_wh
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    whole_codec_bits,
     check_vector,
     exponent_bytes,
     random_uniform,
     reduce_segments,
     scales_of_bytes,
     segment_lengths,
+    whole_codec_bits,
 )
 
 

@@ -59,7 +59,9 @@ class QsgdCodec:
         norms = np.sqrt(np.einsum("bd,bd->b", buckets_BD, buckets_BD)).astype("<f4")
         norms = np.where(norms > 0, np.nextafter(norms, np.float32(np.inf)), norms).astype("<f4")
         shares = buckets_BD * (most / np.where(norms > 0, norms, 1).astype(np.float64))[:, None]
-        numbers = round_up_where(shares.reshape(-1)[: values.size], random_uniform(seed, values.size))
+        numbers = round_up_where(
+            shares.reshape(-1)[: values.size], random_uniform(seed, values.size)
+        )
         codes = (numbers + most).astype(np.uint8)
         return norms.tobytes() + pack_codes(codes, width).tobytes()
 

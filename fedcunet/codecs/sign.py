@@ -9,10 +9,10 @@ from fedcunet.bits import pack_codes, packed_length, unpack_codes
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    whole_codec_bits,
     check_vector,
     reduce_segments,
     segment_lengths,
+    whole_codec_bits,
 )
 
 

@@ -87,7 +87,9 @@ def _pack(values: np.ndarray, places: np.ndarray) -> bytes:
     magnitude = float(np.abs(chosen).mean(dtype=np.float64)) if places.size else 0.0
     gaps = np.diff(places, prepend=-1) - 1
     # The best remainder for gaps of a geometric distribution, 2^r near 0.69 times their mean.
-    width = int(np.clip(np.rint(np.log2(max(0.69 * (gaps.mean() + 1), 1))), 0, 16)) if gaps.size else 0
+    width = (
+        int(np.clip(np.rint(np.log2(max(0.69 * (gaps.mean() + 1), 1))), 0, 16)) if gaps.size else 0
+    )
     quotients = gaps >> width
     unary = np.zeros(int(quotients.sum()) + places.size, dtype=np.uint8)
     unary[np.cumsum(quotients + 1) - 1] = 1

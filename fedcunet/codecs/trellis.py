@@ -38,13 +38,14 @@ from fedcunet.codecs.viterbi import NUM_STATES
 # S, number of words, lanes, escaped numbers, bytes of what is said of the tensors, form and
 # whether there is a reference, binary logarithm of the states, class of all tensors if `even`.
 _HEAD = struct.Struct("<dIHIIBBB")
-_TOLERANCE = 0.004  # of the budget
+_TOLERANCE = 0.006  # of the budget
 _TOLERATED_BITS = 32
 _MAX_PILOTS, _MAX_PASSES = 4, 3
 _MAX_PAIRS = 256  # of class and shape: bounds the table
 # Of S, the greatest value being 1/2 to 1; for `even` times the least deviation.
 _SCALE_RANGE = (2.0**-36, 2.0**6)
-_PILOT_VALUES, _PILOT_STEPS = 2**16, 64
+# A pilot's lanes are short where values are few; long ones tell the rate more exactly.
+_PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
 _BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
 
 
@@ -215,7 +216,8 @@ class _Job:
         _, _, plan, values = self._plan(scale)
         stride = max(1, values.size // _PILOT_VALUES)
         chosen = values[::stride]
-        num_lanes = max(1, chosen.size // _PILOT_STEPS)
+        num_steps = _PILOT_STEPS if chosen.size >= _PILOT_VALUES else _FEW_PILOT_STEPS
+        num_lanes = max(1, chosen.size // num_steps)
         symbols = quantise(
             chosen, self._dither[: chosen.size], plan.of_value[::stride], plan, num_lanes
         )
@@ -256,7 +258,9 @@ class _Job:
         return b"".join((head, draft.side, words.astype("<u2").tobytes(), low, escapes))
 
 
-def _plan_of(tensors: Tensors, lengths: np.ndarray, scale: float, codec: "TrellisCodec | _Coding") -> Plan:
+def _plan_of(
+    tensors: Tensors, lengths: np.ndarray, scale: float, codec: "TrellisCodec | _Coding"
+) -> Plan:
     coded = (tensors.coded > 0) & (lengths > 0)
     steps = tensors.steps(scale, codec.form, codec.num_states)
     if np.unique(tensors.classes[coded] * 8 + tensors.shapes[coded]).size > _MAX_PAIRS:

@@ -98,7 +98,15 @@ def test_zeros_come_back_as_zeros(codec: Codec, bits: float) -> None:
 
 @pytest.mark.parametrize(("codec", "bits"), ALL)
 def test_the_length_of_a_body_is_what_was_asked_for(codec: Codec, bits: float) -> None:
-    for length in (1, 2, 63, 64, 65, 1000, *((2**17 + 77,) if codec.budget else (2**14, 2**14 + 1))):
+    for length in (
+        1,
+        2,
+        63,
+        64,
+        65,
+        1000,
+        *((2**17 + 77,) if codec.budget else (2**14, 2**14 + 1)),
+    ):
         vector = np.random.default_rng(length).standard_normal(length).astype(np.float32)
         body = codec.encode(vector, bits=bits, seed=SEED)
         least, most = codec.body_limits(length=length, bits=bits)

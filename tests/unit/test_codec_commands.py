@@ -40,7 +40,9 @@ def vector_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("codec", "bits"), [("eden", 2), ("linear", 8), ("float32", 32), ("trellis", 2.5)])
+@pytest.mark.parametrize(
+    ("codec", "bits"), [("eden", 2), ("linear", 8), ("float32", 32), ("trellis", 2.5)]
+)
 def test_encode_and_decode_bring_a_vector_back_from_the_payload_alone(
     vector_file: Path, tmp_path: Path, codec: str, bits: float
 ) -> None:
@@ -54,7 +56,10 @@ def test_encode_and_decode_bring_a_vector_back_from_the_payload_alone(
     invoke("decode", blob, back)
     vector, decoded = np.load(tmp_path / "gone.npy"), np.load(back)
     assert decoded.dtype == np.float32
-    assert commands.nmse(decoded, vector) < {"eden": 0.2, "trellis": 0.15, "linear": 1e-3, "float32": 1e-30}[codec]
+    assert (
+        commands.nmse(decoded, vector)
+        < {"eden": 0.2, "trellis": 0.15, "linear": 1e-3, "float32": 1e-30}[codec]
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.npy", "gone.npy", "out.bin"]
 
 
