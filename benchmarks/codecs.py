@@ -45,6 +45,8 @@ CODED += [("dithered", bits) for bits in (0.5, 1, 2, 4)]
 CODED += [("hadamard-trellis", bits) for bits in (1, 2, 3, 4)]
 CODED += [("eden", bits) for bits in (1, 2, 3, 4, 6, 8)]
 CODED += [("qsgd", 4), ("min-max", 2), ("min-max", 8), ("top-k", 0.5)]
+TIMED = [("trellis", bits) for bits in (0.5, 1, 2, 4)]
+TIMED += [("dithered", 2), ("hadamard-trellis", 2), ("eden", 2), ("eden", 4)]
 CORRELATIONS = (0.0, 0.4, 0.9)
 
 
@@ -145,8 +147,7 @@ def error_of_mean(
 def speeds(vector: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """Rows of the third table."""
     rows = []
-    for codec, bits in (("trellis", 0.5), ("trellis", 1), ("trellis", 2), ("trellis", 4),
-                        ("dithered", 2), ("hadamard-trellis", 2), ("eden", 2), ("eden", 4)):  # fmt: skip
+    for codec, bits in TIMED:
         expected = vector_payload(vector.size, codec, bits, seed)
         encode, blob = best_time(lambda expected=expected: pack(vector, expected))
         decode, _ = best_time(lambda blob=blob, expected=expected: decode_own(blob, expected))

@@ -67,7 +67,8 @@ class Shape:
             if power % 2:
                 result = result * factor
             factor, power = factor * factor, power // 2
-        return self.height * result
+        density: np.ndarray = self.height * result
+        return density
 
 
 SHAPES = (
@@ -165,4 +166,5 @@ def table_of(pairs: Sequence[tuple[int, int]], num_states: int) -> FrequencyTabl
 def recognised_shapes(ratio: np.ndarray) -> np.ndarray:
     """The shape whose (mean sqrt|x|)² / mean|x| is nearest to each `ratio` (int64)."""
     ratios = np.array([shape.ratio for shape in SHAPES])
-    return np.abs(ratio[:, None] - ratios).argmin(axis=1)
+    nearest: np.ndarray = np.abs(ratio[:, None] - ratios).argmin(axis=1)
+    return nearest

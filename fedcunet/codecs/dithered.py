@@ -30,6 +30,7 @@ from fedcunet.codecs.escapes import escapes_length
 from fedcunet.codecs.viterbi import next_states, search
 
 MAX_LANES = 4096
+LANES_WITH_TAIL = 8  # fewer lanes carry nothing
 _FRACTION_BITS = 15
 _FRACTION_MASK = (1 << _FRACTION_BITS) - 1
 _BIN_SHIFT = _FRACTION_BITS - (NUM_BINS.bit_length() - 1)
@@ -161,9 +162,16 @@ def _symbols(
 
 def split(num_values: int, num_lanes: int) -> list[tuple[slice, int]]:
     """(values, lanes) of the main part and of the tail."""
-    tail = num_values // 128 if num_lanes >= 64 else 0
+    tail = num_values // 128 if num_lanes >= LANES_WITH_TAIL else 0
     parts = [(slice(0, num_values - tail), num_lanes)]
-    return parts + ([(slice(num_values - tail, num_values), num_lanes // 32)] if tail else [])
+    if tail:
+        parts.append((slice(num_values - tail, num_values), tail_lanes(num_lanes)))
+    return parts
+
+
+def tail_lanes(num_lanes: int) -> int:
+    """Lanes of the tail behind a main part of `num_lanes`."""
+    return max(1, num_lanes // 32)
 
 
 def _blocks(part: slice, lanes: int, most: int) -> list[slice]:

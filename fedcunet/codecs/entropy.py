@@ -137,7 +137,7 @@ class LaneDecoder:
         state = self._state[: rows.size]
         slot = state & (_TOTAL - 1)
         # Widened at once: numpy is slow where types are mixed.
-        symbols = self._slots.take(rows + slot).astype(np.int64)
+        symbols: np.ndarray = self._slots.take(rows + slot).astype(np.int64)
         packed = self._packed.take((rows >> (PRECISION - 7)) + symbols)
         state >>= PRECISION
         state *= packed >> 16

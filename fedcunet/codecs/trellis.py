@@ -24,6 +24,7 @@ from fedcunet.codecs.allocation import (
 from fedcunet.codecs.base import check_body, check_budget, check_vector, segment_lengths
 from fedcunet.codecs.densities import NUM_CLASSES
 from fedcunet.codecs.dithered import (
+    LANES_WITH_TAIL,
     MAX_LANES,
     Plan,
     Symbols,
@@ -31,6 +32,7 @@ from fedcunet.codecs.dithered import (
     dither_of,
     encode_symbols,
     quantise,
+    tail_lanes,
 )
 from fedcunet.codecs.escapes import pack_escapes, unpack_escapes
 from fedcunet.codecs.viterbi import NUM_STATES
@@ -226,7 +228,9 @@ class _Job:
 
     def _lane_bits(self) -> float:
         """What lanes cost beyond the symbols, on average: 8 bits where they carry words."""
-        return (9.5 if self._num_lanes >= 64 else 24) * self._num_lanes
+        if self._num_lanes < LANES_WITH_TAIL:
+            return 24 * self._num_lanes
+        return 8 * self._num_lanes + 24 * tail_lanes(self._num_lanes)
 
     def _draft(self, scale: float) -> _Draft:
         tensors, even_class, plan, values = self._plan(scale)

@@ -36,7 +36,8 @@ def next_states(num_states: int) -> np.ndarray:
     """The next state (int64) at 2 * state + bit 1 of the number."""
     h0, h1 = _POLYNOMIALS[num_states]
     state, bit = np.divmod(np.arange(2 * num_states), 2)
-    return (state >> 1) ^ (state % 2 * (h0 >> 1)) ^ (bit * (h1 >> 1))
+    following: np.ndarray = (state >> 1) ^ (state % 2 * (h0 >> 1)) ^ (bit * (h1 >> 1))
+    return following
 
 
 @functools.cache
@@ -97,7 +98,8 @@ class _Search:
     def best_states(self) -> np.ndarray:
         """The state of least cost in each lane (int64)."""
         num_lanes = self._cost_JPL.shape[2]
-        return self._cost_JPL.reshape(-1, num_lanes).argmin(axis=0)
+        states: np.ndarray = self._cost_JPL.reshape(-1, num_lanes).argmin(axis=0)
+        return states
 
 
 def periodic_distances(z_TL: np.ndarray) -> np.ndarray:
