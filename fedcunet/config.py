@@ -168,6 +168,11 @@ class UpdateConfig:
     fine_bits: int = 0
     error_feedback: bool = False
 
+    @property
+    def payload_codec(self) -> str:
+        """The codec of the payloads: with error feedback the trellis in its Wiener-scaled form."""
+        return "trellis-wiener" if self.error_feedback and self.codec == "trellis" else self.codec
+
     def __post_init__(self) -> None:
         check_codec_bits(get_codec(self.codec), self.bits)
         if self.fine_bits not in (0, *range(2, 17), 32):

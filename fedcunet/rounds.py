@@ -402,7 +402,7 @@ def update_payload(layout: Layout, config: RunConfig, round_number: int, client:
         run_seed=config.seed,
         round=round_number,
         sender=client + 1,
-        codec=config.update.codec,
+        codec=config.update.payload_codec,
         bits=config.update.bits,
         fine_bits=config.update.fine_bits,
     )

@@ -195,8 +195,9 @@ def decode_values(
     dither: np.ndarray,
     plan: Plan,
     num_lanes: int,
+    gains: np.ndarray,
 ) -> np.ndarray:
-    """The values (float64) from their words, dropped bits and numbers beyond the table.
+    """The values (float32) from their words, dropped bits and numbers beyond the table.
 
     Args:
         words: As `encode_symbols` gave them, uint16.
@@ -205,10 +206,12 @@ def decode_values(
         dither: As for `quantise`.
         plan: As for `quantise`.
         num_lanes: As for `quantise`.
+        gains: What each tensor's values are multiplied by, float64.
 
     Raises:
         ValueError: Words or escaped numbers are too few or too many.
     """
+    scales = plan.steps * gains
     dropped = np.zeros(0, dtype=np.int64)
     low_bits = np.zeros(0, dtype=np.int64)
     if plan.dropped.any():
@@ -227,18 +230,24 @@ def decode_values(
         words = decoder.finish()
     if words.any():
         raise ValueError("there are coded words behind the last symbol")
-    numbers = symbols.astype(np.int64) - LARGEST
-    missed = np.flatnonzero(symbols >= ESCAPES[0])
-    if missed.size != escaped.size:
-        raise ValueError(f"{escaped.size} numbers beyond the table, {missed.size} are asked for")
-    numbers[missed] = 2 * escaped + symbols[missed] % 2
-    values = numbers.astype(np.float64)
-    if dropped.size:
-        values *= (1 << dropped).astype(np.float64)
-        values += low_bits
-    fractions = (dither + odd * np.int64(_HALF_STEP)) & _FRACTION_MASK
-    values += fractions * 2.0**-_FRACTION_BITS
-    values *= plan.steps.take(plan.of_value)
+    missed = int(np.count_nonzero(symbols >= ESCAPES[0]))
+    if missed != escaped.size:
+        raise ValueError(f"{escaped.size} numbers beyond the table, {missed} are asked for")
+    values = np.empty(plan.num_values, dtype=np.float32)
+    for piece in _blocks(slice(0, values.size), 1, _PIECE):
+        numbers = symbols[piece].astype(np.int64) - LARGEST
+        beyond = np.flatnonzero(symbols[piece] >= ESCAPES[0])
+        numbers[beyond] = 2 * escaped[: beyond.size] + symbols[piece][beyond] % 2
+        escaped = escaped[beyond.size :]
+        exact = numbers.astype(np.float64)
+        if dropped.size:
+            exact *= (1 << dropped[piece]).astype(np.float64)
+            exact += low_bits[piece]
+        place = (dither[piece] + odd[piece] * np.int64(_HALF_STEP)) & _FRACTION_MASK
+        exact += place * 2.0**-_FRACTION_BITS
+        exact *= scales.take(plan.of_value[piece])
+        with np.errstate(all="ignore"):
+            values[piece] = exact
     return values
 
 

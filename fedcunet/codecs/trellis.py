@@ -338,15 +338,19 @@ def _decode_body(
     words = np.frombuffer(body, dtype="<u2", count=num_words, offset=words_start)
     low, low_bytes = _unpack_low(body[words_stop:], plan)
     escaped = unpack_escapes(body[words_stop + low_bytes :], num_escaped)
-    values = np.zeros(int(lengths.sum()), dtype=np.float32)
-    if plan.num_values:
+    if not plan.num_values:
+        if num_words or num_escaped:
+            raise ValueError("symbols of no tensor")
+        values = np.zeros(int(lengths.sum()), dtype=np.float32)
+    else:
         dither = dither_of(seed, plan.num_values)
-        coded = decode_values(words.astype(np.uint16), low, escaped, dither, plan, num_lanes)
-        coded *= np.repeat(tensors.gains(form, 1 << states), lengths * tensors.coded)
-        with np.errstate(all="ignore"):
-            values[np.repeat(tensors.coded > 0, lengths)] = coded
-    elif num_words or num_escaped:
-        raise ValueError("symbols of no tensor")
+        kept = (tensors.coded > 0) & (lengths > 0)
+        gains = tensors.gains(form, 1 << states)[kept]
+        coded = decode_values(words.astype(np.uint16), low, escaped, dither, plan, num_lanes, gains)
+        values = coded
+        if coded.size < lengths.sum():
+            values = np.zeros(int(lengths.sum()), dtype=np.float32)
+            values[np.repeat(kept, lengths)] = coded
     if reference is not None:
         values += np.repeat(tensors.factor_values(), lengths) * reference
     return values

@@ -120,3 +120,10 @@ def test_a_wrong_setting_is_refused_in_one_line_with_its_place(
 def test_a_missing_setting_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.toml: not found"):
         RunConfig.from_toml(tmp_path / "absent.toml")
+
+
+def test_error_feedback_takes_the_trellis_in_its_wiener_scaled_form() -> None:
+    setting = RunConfig().replace(update__codec="trellis", update__bits=0.5)
+    assert setting.update.payload_codec == "trellis"
+    assert setting.replace(update__error_feedback=True).update.payload_codec == "trellis-wiener"
+    assert RunConfig().replace(update__error_feedback=True).update.payload_codec == "eden"

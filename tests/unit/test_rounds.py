@@ -353,7 +353,9 @@ def test_clients_that_keep_images_back_evaluate_the_model_after_the_round() -> N
     assert figures["client_tenth_percent"] == pytest.approx(28)
     assert figures["client_spread_percent"] == pytest.approx(np.std([10, 20, 30]))
     assert figures["client_evaluations"] == {"accepted": 3}
-    assert figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    assert (
+        figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
+    )
     content = evaluation_content({"percent": 10.0, "num-examples": 1})
     assert figures["evaluation_bytes_up"] == 3 * content["metrics"].count_bytes()
     shares = evaluation.figures(lower_is_better=False)
