@@ -112,7 +112,8 @@ def error_density(num_states: int) -> np.ndarray:
     else:
         cube = (1 - middle * middle) * (1 - middle * middle) * (1 - middle * middle)
         weights = cube * cube
-    return weights / np.cumsum(weights)[-1]
+    density: np.ndarray = weights / np.cumsum(weights)[-1]
+    return density
 
 
 def _convolved(deviation: float, shape: Shape, num_states: int) -> np.ndarray:
