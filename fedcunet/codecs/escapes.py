@@ -14,7 +14,8 @@ _MAX_LENGTH = 60
 
 def _bit_lengths(numbers: np.ndarray) -> np.ndarray:
     """Bits of the magnitudes; exact, since all are below 2^53 or rounded within their octave."""
-    return np.frexp(np.abs(numbers).astype(np.float64))[1].astype(np.int64)
+    lengths: np.ndarray = np.frexp(np.abs(numbers).astype(np.float64))[1].astype(np.int64)
+    return lengths
 
 
 def escapes_length(numbers: np.ndarray) -> int:
@@ -55,4 +56,5 @@ def unpack_escapes(content: bytes, count: int) -> np.ndarray:
     sums = np.concatenate([[0], np.cumsum(bits << place)])
     # Sums may pass 2^63 and come round: differences do not mind.
     magnitudes = sums[stops] - sums[stops - rest] + np.where(lengths > 0, 1 << rest, 0)
-    return np.where(codes % 2 == 1, -magnitudes, magnitudes)
+    numbers: np.ndarray = np.where(codes % 2 == 1, -magnitudes, magnitudes)
+    return numbers
