@@ -67,9 +67,11 @@ class Tensors:
         if form == "even":
             eighth = class_deviations()[:8] / steps_of_class(0)
             whole = np.ldexp(1.0, self.octaves // _OCTAVE_PARTS)
-            return scale * (eighth[self.octaves % _OCTAVE_PARTS] * whole)
+            even_values: np.ndarray = scale * (eighth[self.octaves % _OCTAVE_PARTS] * whole)
+            return even_values
         ratio = class_deviations()[self.classes]
-        return scale / np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
+        steps_values: np.ndarray = scale / np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
+        return steps_values
 
     def gains(self, form: Form, num_states: int) -> np.ndarray:
         """Factors (float64) of the decoded values: Wiener's, or ones."""
@@ -77,7 +79,8 @@ class Tensors:
             return np.ones(self.classes.size)
         ratio = class_deviations()[self.classes]
         energy = ratio * ratio * np.array([shape.variance for shape in SHAPES])[self.shapes]
-        return energy / (energy + error_variance(num_states))
+        gains_values: np.ndarray = energy / (energy + error_variance(num_states))
+        return gains_values
 
     def factor_values(self) -> np.ndarray:
         """What the reference of each tensor is multiplied by (float32)."""

@@ -63,7 +63,8 @@ class QsgdCodec:
             shares.reshape(-1)[: values.size], random_uniform(seed, values.size)
         )
         codes = (numbers + most).astype(np.uint8)
-        return norms.tobytes() + pack_codes(codes, width).tobytes()
+        head: bytes = norms.tobytes()
+        return head + pack_codes(codes, width).tobytes()
 
     def decode(
         self,

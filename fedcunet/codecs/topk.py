@@ -112,7 +112,9 @@ def _unpack(content: bytes, count: int, width: int, length: int) -> tuple[np.nda
     if width:
         rest += unpack_codes(packed[signs : signs + remainders], bits=width, count=count)
     ends = np.flatnonzero(np.unpackbits(packed[signs + remainders :], bitorder="little"))
-    if ends.size != count:
+    if ends.size != count or packed.size - signs - remainders != packed_length(
+        int(ends.max(initial=-1)) + 1, 1
+    ):
         raise ValueError(f"{ends.size} gaps, {count} are stated")
     gaps = ((np.diff(ends, prepend=-1) - 1) << width) + rest
     places = np.cumsum(gaps + 1) - 1
