@@ -45,7 +45,10 @@ class MeanAccumulator:
 
     def add(self, update_N: np.ndarray, weight: float) -> None:
         """Adds a decoded update; `weight` > 0 is the client's number of examples."""
-        self._sum_N += np.float32(weight) * update_N
+        # In pieces: no second vector of N values is made.
+        for begin in range(0, update_N.size, 2**16):
+            piece = slice(begin, begin + 2**16)
+            self._sum_N[piece] += np.float32(weight) * update_N[piece]
         self._sum_of_squares += weight * (self._old_means + update_N[self._means]) ** 2
         self.weight += weight
 

@@ -173,13 +173,20 @@ class UpdateConfig:
 
     codec: str = "eden"  # a name of `fedcunet codecs`
     bits: float = 2.0  # bits per parameter of the codec
-    fine_bits: int = 8  # of BatchNorm and the first and last convolutions; 32 with codec float32
+    # Of BatchNorm and the first and last convolutions; 32 with codec float32; 0: 8, or beside a
+    # codec with a budget four times its bits.
+    fine_bits: int = 0
     error_feedback: bool = False
+
+    @property
+    def payload_codec(self) -> str:
+        """The codec of the payloads: with error feedback the trellis in its Wiener-scaled form."""
+        return "trellis-wiener" if self.error_feedback and self.codec == "trellis" else self.codec
 
     def __post_init__(self) -> None:
         check_codec_bits(get_codec(self.codec), self.bits)
-        if self.fine_bits not in (*range(2, 17), 32):
-            raise UserError(f"update.fine-bits: expected 2 to 16, or 32, found {self.fine_bits}")
+        if self.fine_bits not in (0, *range(2, 17), 32):
+            raise UserError(f"update.fine-bits: expected 0, 2 to 16, or 32, found {self.fine_bits}")
         if self.error_feedback and self.codec == "float32":
             raise UserError("update.error-feedback: float32 updates leave no error to feed back")
 

@@ -12,6 +12,9 @@ Seeds: the header holds the run's seed, the round and the sender, and both bodie
 from these (`make_seed`). So a payload of a plain vector is decoded from its file alone, a client's
 rotation is its own, and a server refuses a payload that claims another run.
 
+A codec with a budget (`Codec.budget`) meets the mean `bits` over the whole payload, header, fine
+tensors and checksum included: the main body gets what the others leave.
+
 The decoded update, also what its own client takes to compute an error-feedback residual
 (`decode_own`), is made by the same function on both sides.
 """
@@ -21,11 +24,12 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedcunet.codecs import check_codec_bits, get_codec, make_seed
+from fedcunet.codecs.base import LEAST_BUDGET, MOST_BUDGET
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
 
@@ -34,6 +38,7 @@ __all__ = [
     "Admitted",
     "Expected",
     "Layout",
+    "Refused",
     "Rejection",
     "admit",
     "bits_per_parameter",
@@ -48,7 +53,22 @@ MAGIC = b"FCUP"
 VERSION = 1
 
 # Codecs by number on the wire; a number once given stays.
-WIRE_IDS = {"float32": 1, "float16": 2, "linear": 3, "linear-nearest": 4, "sign": 5, "eden": 6}
+WIRE_IDS = {
+    "float32": 1,
+    "float16": 2,
+    "linear": 3,
+    "linear-nearest": 4,
+    "sign": 5,
+    "eden": 6,
+    "trellis": 7,
+    "trellis-wiener": 8,
+    "trellis-even": 9,
+    "dithered": 10,
+    "hadamard-trellis": 11,
+    "qsgd": 12,
+    "min-max": 13,
+    "top-k": 14,
+}
 
 # magic, version, codec, fine codec, zero, bits, fine bits (both in 1/256), layout id, run seed,
 # round, sender, number of parameters, bytes of the main body, bytes of the fine body.
@@ -74,17 +94,27 @@ Reason = Literal[
 ]
 
 
-def fine_codec(codec: str, fine_bits: float) -> tuple[str, float]:
+def fine_codec(codec: str, bits: float, fine_bits: float) -> tuple[str, float]:
     """Codec and bits of the fine tensors: float32 beside float32, else by the bits.
 
+    Fine bits of 0 leave the choice here: linear at 8 bits; beside a codec with a budget four times
+    its bits, from 1 to 8, shared out evenly (`trellis-even`), since the fine tensors, a few percent
+    of all, have units of their own.
+
     Raises:
-        UserError: `fine_bits` is none of 2 to 16 (linear; 16: float16) and 32.
+        UserError: `fine_bits` is none of 0, 2 to 16 (linear; 16: float16) and 32.
     """
     if codec == "float32" or fine_bits == 32:
         return "float32", 32
+    if fine_bits == 0:
+        if get_codec(codec).budget:
+            return "trellis-even", min(max(4 * bits, 1), 8)
+        return "linear", 8
     name = "float16" if fine_bits == 16 else "linear"
     if not 2 <= fine_bits <= 16:
-        raise UserError(f"fine bits must be a whole number from 2 to 16, or 32, not {fine_bits}")
+        raise UserError(
+            f"fine bits must be 0 or a whole number from 2 to 16, or 32, not {fine_bits}"
+        )
     return name, check_codec_bits(get_codec(name), fine_bits)
 
 
@@ -99,8 +129,8 @@ class Expected:
         sender: The stable client id, in [0, 2^64).
         codec: Name in CODECS.
         bits: Per value, in the codec's range.
-        fine_bits: For the fine tensors: 2 to 15 (linear), 16 (float16) or 32. Without effect when
-            the codec is float32: these are float32 then too.
+        fine_bits: For the fine tensors: 2 to 15 (linear), 16 (float16), 32, or 0 to leave it to
+            `fine_codec`. Without effect when the codec is float32: these are float32 then too.
     """
 
     layout: Layout
@@ -109,7 +139,7 @@ class Expected:
     sender: int
     codec: str
     bits: float
-    fine_bits: float = 8
+    fine_bits: float = 0
 
     def __post_init__(self) -> None:
         for what, value, limit in (
@@ -120,30 +150,46 @@ class Expected:
             if not 0 <= value < 2**limit:
                 raise UserError(f"{what} must be in [0, 2^{limit}), not {value}")
         check_codec_bits(get_codec(self.codec), self.bits)
-        fine_codec(self.codec, self.fine_bits)
+        fine_codec(self.codec, self.bits, self.fine_bits)
 
     @functools.cached_property
     def fine_codec(self) -> tuple[str, float]:
         """Codec and bits of the fine tensors."""
-        return fine_codec(self.codec, self.fine_bits)
+        return fine_codec(self.codec, self.bits, self.fine_bits)
 
     @functools.cached_property
-    def body_lengths(self) -> tuple[int, int]:
-        """Bytes of the main and of the fine body; an empty part has none."""
-        lengths = []
-        for fine, (name, bits) in enumerate([(self.codec, self.bits), self.fine_codec]):
-            segments = self.layout.segments(fine=bool(fine))
-            length = sum(segments)
-            codec = get_codec(name)
-            lengths.append(
-                codec.body_length(length=length, bits=bits, segments=segments) if segments else 0
-            )
-        return lengths[0], lengths[1]
+    def fine_limits(self) -> tuple[int, int]:
+        """The least and the greatest number of bytes of the fine body; an empty part has none."""
+        return self._limits(*self.fine_codec, fine=True)
+
+    def main_bits(self, fine_bytes: int) -> float:
+        """Bits of the main body's codec: `bits`, or what a budget leaves beside the fine body."""
+        codec = get_codec(self.codec)
+        if not codec.budget:
+            return self.bits
+        rest = self.bits * self.layout.num_parameters - 8 * (OVERHEAD_BYTES + fine_bytes)
+        share = rest / max(sum(self.layout.segments(fine=False)), 1)
+        return min(max(share, LEAST_BUDGET), MOST_BUDGET)
+
+    def main_limits(self, fine_bytes: int) -> tuple[int, int]:
+        """As `fine_limits` for the main body beside a fine body of `fine_bytes`."""
+        return self._limits(self.codec, self.main_bits(fine_bytes), fine=False)
+
+    def _limits(self, name: str, bits: float, *, fine: bool) -> tuple[int, int]:
+        segments = self.layout.segments(fine=fine)
+        if not segments:
+            return 0, 0
+        return get_codec(name).body_limits(length=sum(segments), bits=bits, segments=segments)
 
     @property
-    def payload_bytes(self) -> int:
-        """The exact length of a payload: header, bodies and checksum."""
-        return OVERHEAD_BYTES + sum(self.body_lengths)
+    def payload_limits(self) -> tuple[int, int]:
+        """The least and the greatest length of a payload: header, bodies and checksum.
+
+        They are equal unless the codec has a budget.
+        """
+        least, most = self.fine_limits
+        low, high = self.main_limits(most)[0] + least, self.main_limits(least)[1] + most
+        return OVERHEAD_BYTES + low, OVERHEAD_BYTES + high
 
     def seed(self, purpose: str) -> bytes:
         """The seed of one of the two bodies."""
@@ -163,55 +209,99 @@ class Rejection:
     detail: str
 
 
+class Refused(ValueError):
+    """A payload that was admitted turned out to be one that no encoder makes."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(f"{rejection.reason}: {rejection.detail}")
+        self.rejection = rejection
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """A payload that passed every check and is still coded."""
 
     blob: bytes
     expected: Expected
+    main_bytes: int
 
-    def decode(self) -> np.ndarray:
-        """The update as one float32 vector in layout order; its values are not checked yet."""
-        expected, layout = self.expected, self.expected.layout
-        main_stop = _HEADER.size + expected.body_lengths[0]
-        main = _decode_body(
-            self.blob[_HEADER.size : main_stop], expected, fine=False, purpose="update"
-        )
-        fine = _decode_body(
-            self.blob[main_stop:-_CHECKSUM_BYTES], expected, fine=True, purpose="fine"
-        )
-        return layout.scatter(main, fine)
+    def decode(self, reference: np.ndarray | None = None) -> np.ndarray:
+        """The update as one float32 vector in layout order; its values are not checked yet.
+
+        Args:
+            reference: The prediction that the sender used, in layout order.
+
+        Raises:
+            Refused: No encoder makes these bytes. Nothing else is raised, whatever the bytes.
+        """
+        expected, main_stop = self.expected, _HEADER.size + self.main_bytes
+        fine_body = self.blob[main_stop:-_CHECKSUM_BYTES]
+        main_body = self.blob[_HEADER.size : main_stop]
+        try:
+            fine = _Body(expected, fine=True, fine_bytes=len(fine_body))
+            main = _Body(expected, fine=False, fine_bytes=len(fine_body))
+            return expected.layout.scatter(
+                main.decode(main_body, reference), fine.decode(fine_body, reference)
+            )
+        except Exception as error:
+            raise Refused(Rejection("undecodable", f"{type(error).__name__}: {error}")) from error
 
 
-def _decode_body(body: bytes, expected: Expected, *, fine: bool, purpose: str) -> np.ndarray:
-    segments = expected.layout.segments(fine=fine)
-    if not segments:
-        return np.empty(0, dtype=np.float32)
-    name, bits = expected.fine_codec if fine else (expected.codec, expected.bits)
-    return get_codec(name).decode(
-        body, length=sum(segments), bits=bits, seed=expected.seed(purpose), segments=segments
-    )
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """One of the two bodies of a payload."""
 
+    expected: Expected
+    fine: bool
+    fine_bytes: int  # of the fine body, which is coded first
 
-def _encode_body(flat: np.ndarray, expected: Expected, *, fine: bool, purpose: str) -> bytes:
-    segments = expected.layout.segments(fine=fine)
-    if not segments:
-        return b""
-    name, bits = expected.fine_codec if fine else (expected.codec, expected.bits)
-    values = expected.layout.gather(flat, fine=fine)
-    return get_codec(name).encode(values, bits=bits, seed=expected.seed(purpose), segments=segments)
+    @property
+    def _codec(self) -> tuple[str, float]:
+        expected = self.expected
+        if self.fine:
+            return expected.fine_codec
+        return expected.codec, expected.main_bits(self.fine_bytes)
+
+    def _terms(self, reference: np.ndarray | None) -> dict[str, Any]:
+        layout = self.expected.layout
+        return {
+            "bits": self._codec[1],
+            "seed": self.expected.seed("fine" if self.fine else "update"),
+            "segments": layout.segments(fine=self.fine),
+            "reference": None if reference is None else layout.gather(reference, fine=self.fine),
+        }
+
+    def encode(self, flat: np.ndarray, reference: np.ndarray | None) -> bytes:
+        """The body of the tensors of this kind in `flat`."""
+        if not self.expected.layout.segments(fine=self.fine):
+            return b""
+        values = self.expected.layout.gather(flat, fine=self.fine)
+        return get_codec(self._codec[0]).encode(values, **self._terms(reference))
+
+    def decode(self, body: bytes, reference: np.ndarray | None) -> np.ndarray:
+        """The inverse of `encode`."""
+        segments = self.expected.layout.segments(fine=self.fine)
+        if not segments:
+            return np.empty(0, dtype=np.float32)
+        codec = get_codec(self._codec[0])
+        return codec.decode(body, length=sum(segments), **self._terms(reference))
 
 
 def _checksum(content: bytes | memoryview) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
 
 
-def pack(update: np.ndarray | Mapping[str, np.ndarray], expected: Expected) -> bytes:
-    """The payload of one update, of exactly `expected.payload_bytes` bytes.
+def pack(
+    update: np.ndarray | Mapping[str, np.ndarray],
+    expected: Expected,
+    reference: np.ndarray | None = None,
+) -> bytes:
+    """The payload of one update, of a length within `expected.payload_limits`.
 
     Args:
         update: A vector in layout order, or the tensors by name; finite.
         expected: What the receiver expects.
+        reference: A prediction of the update that the receiver has too, in layout order.
 
     Raises:
         ValueError: Shapes differ from the layout, or values are not finite.
@@ -220,8 +310,8 @@ def pack(update: np.ndarray | Mapping[str, np.ndarray], expected: Expected) -> b
     flat = layout.flatten(update) if isinstance(update, Mapping) else update
     if flat.shape != (layout.num_parameters,):
         raise ValueError(f"the update has shape {flat.shape}, not ({layout.num_parameters},)")
-    main = _encode_body(flat, expected, fine=False, purpose="update")
-    fine = _encode_body(flat, expected, fine=True, purpose="fine")
+    fine = _Body(expected, fine=True, fine_bytes=0).encode(flat, reference)
+    main = _Body(expected, fine=False, fine_bytes=len(fine)).encode(flat, reference)
     header = _HEADER.pack(
         MAGIC,
         VERSION,
@@ -287,7 +377,8 @@ def admit(blob: bytes, expected: Expected) -> Admitted | Rejection:
         header = read_header(blob)
         if isinstance(header, Rejection):
             return header
-        return _compare(header, expected) or Admitted(bytes(blob), expected)
+        refused = _compare(header, expected)
+        return refused or Admitted(bytes(blob), expected, header.main_bytes)
     except Exception as error:  # The last line of defence: one reply must not end a run.
         return Rejection("undecodable", f"{type(error).__name__}: {error}")
 
@@ -303,16 +394,21 @@ def _compare(header: Header, expected: Expected) -> Rejection | None:
         ("wrong-sender", "sender", header.sender, expected.sender),
         ("wrong-codec", "codec number", header.codec_id, WIRE_IDS[expected.codec]),
         ("wrong-codec", "fine codec number", header.fine_codec_id, WIRE_IDS[fine_name]),
-        ("wrong-bits", "bits", header.bits_256ths / 256, expected.bits),
-        ("wrong-bits", "fine bits", header.fine_bits_256ths / 256, fine_bits),
+        ("wrong-bits", "bits in 1/256", header.bits_256ths, round(256 * expected.bits)),
+        ("wrong-bits", "fine bits in 1/256", header.fine_bits_256ths, round(256 * fine_bits)),
         ("wrong-length", "parameters", header.num_parameters, layout.num_parameters),
-        ("wrong-length", "main bytes", header.main_bytes, expected.body_lengths[0]),
-        ("wrong-length", "fine bytes", header.fine_bytes, expected.body_lengths[1]),
         ("undecodable", "reserved byte", header.zero, 0),
     )
     for reason, what, found, wanted in checks:
         if found != wanted:
             return Rejection(reason, f"{what} {found}, expected {wanted}")
+    for what, size, (least, most) in (
+        ("fine bytes", header.fine_bytes, expected.fine_limits),
+        ("main bytes", header.main_bytes, expected.main_limits(header.fine_bytes)),
+    ):
+        if not least <= size <= most:
+            wanted = str(most) if least == most else f"{least} to {most}"
+            return Rejection("wrong-length", f"{what} {size}, expected {wanted}")
     return None
 
 
@@ -332,14 +428,21 @@ def open_vector(blob: bytes) -> Admitted | Rejection:
             sender=header.sender,
             codec=names[header.codec_id],
             bits=header.bits_256ths / 256,
-            fine_bits=header.fine_bits_256ths / 256,
+            fine_bits=_stated_fine_bits(header),
         )
     except UserError as error:
         return Rejection("wrong-bits", str(error))
     return admit(blob, expected)
 
 
-def decode_own(blob: bytes, expected: Expected) -> np.ndarray:
+def _stated_fine_bits(header: Header) -> float:
+    """`Expected.fine_bits` for which a payload states the header's fine codec and bits."""
+    if header.fine_codec_id == WIRE_IDS["trellis-even"]:
+        return 0
+    return header.fine_bits_256ths / 256
+
+
+def decode_own(blob: bytes, expected: Expected, reference: np.ndarray | None = None) -> np.ndarray:
     """The update that the server will decode from our own payload, in layout order.
 
     With error feedback a client's next residual is the update it meant less this.
@@ -347,7 +450,7 @@ def decode_own(blob: bytes, expected: Expected) -> np.ndarray:
     admitted = admit(blob, expected)
     if isinstance(admitted, Rejection):
         raise ValueError(f"own payload: {admitted.reason}: {admitted.detail}")
-    return admitted.decode()
+    return admitted.decode(reference)
 
 
 def check_values(

@@ -26,6 +26,7 @@ from fedcunet.payload import (
     Admitted,
     Expected,
     Layout,
+    Refused,
     Rejection,
     admit,
     bits_per_parameter,
@@ -330,8 +331,11 @@ class _Round:
             return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
         total = MeanAccumulator(server.layout, server.state_N)
         for client, (update, num_examples) in list(self.admitted.items()):
-            vector_N = update.decode()
-            refused = self._refusal(vector_N)
+            try:
+                vector_N = update.decode()
+                refused = self._refusal(vector_N)
+            except Refused as error:
+                refused = error.rejection
             if refused is not None:
                 self._reject(client, refused)
             else:
@@ -405,7 +409,7 @@ def update_payload(layout: Layout, config: RunConfig, round_number: int, client:
         run_seed=config.seed,
         round=round_number,
         sender=client + 1,
-        codec=config.update.codec,
+        codec=config.update.payload_codec,
         bits=config.update.bits,
         fine_bits=config.update.fine_bits,
     )

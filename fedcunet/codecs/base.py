@@ -12,9 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedcunet.bits import check_bits
+from fedcunet.errors import UserError
 
 # Larger magnitudes are refused: above it, scales and rotated values would leave float32's range.
 MAX_MAGNITUDE = 2.0**120
+
+# Bits of a codec with a budget, where something else takes a part of what a user may ask for. No
+# dithered trellis can do with less than about 0.16.
+LEAST_BUDGET, MOST_BUDGET = 0.18, 8.5
 
 # A power-of-two scale travels as one byte: 0 for "all zero", else exponent + 128.
 _EXPONENT_BIAS = 128
@@ -28,10 +33,18 @@ class Codec(Protocol):
     def name(self) -> str: ...
 
     @property
-    def min_bits(self) -> int: ...
+    def min_bits(self) -> float: ...
 
     @property
-    def max_bits(self) -> int: ...
+    def max_bits(self) -> float: ...
+
+    @property
+    def budget(self) -> bool:
+        """Whether `bits` is a budget: the mean over the whole body, all counted, in steps of 1/256.
+
+        Else it is a whole number, the width of each value's code.
+        """
+        ...
 
     @property
     def unbiased(self) -> bool:
@@ -47,11 +60,11 @@ class Codec(Protocol):
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        """The body of `body_length` bytes that stands for `vector`.
+        """The body that stands for `vector`, its length within `body_limits`.
 
         Args:
             vector: Shape (n,), finite, magnitudes up to 2^120; n may be 0.
-            bits: In [min_bits, max_bits].
+            bits: In [min_bits, max_bits]; see `budget`.
             seed: Of all randomness; the decoder needs the same.
             segments: Lengths of the tensors in the vector, which may have a scale each; their sum
                 is n. Empty: the whole vector is one segment.
@@ -75,16 +88,21 @@ class Codec(Protocol):
     ) -> np.ndarray:
         """The vector of `length` float32 values that `body` stands for.
 
-        Bytes that no encoder makes may give values that are not finite, but no error as long as
-        their number is right.
+        Bytes that no encoder makes may give values that are not finite, or a ValueError, and
+        nothing else; they take no more memory than those that an encoder makes.
 
         Raises:
-            ValueError: `body` does not have `body_length` bytes.
+            ValueError: `body` is outside of `body_limits`, or no encoder can have made it.
         """
         ...
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        """The exact number of bytes of a coded vector of `length` values."""
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        """The least and the greatest number of bytes of a coded vector of `length` values.
+
+        The two are equal unless `budget`.
+        """
         ...
 
 
@@ -111,10 +129,31 @@ def random_uniform(seed: bytes, count: int) -> np.ndarray:
     return (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def check_codec_bits(codec: Codec, bits: float) -> int:
-    """`bits` as an int that `codec` allows; else a UserError that names codec and range."""
+def check_codec_bits(codec: Codec, bits: float) -> float:
+    """`bits`, which `codec` allows; else a UserError that names codec and range."""
+    if not codec.budget:
+        return whole_codec_bits(codec, bits)
+    if not (codec.min_bits <= bits <= codec.max_bits and bits * 256 == int(bits * 256)):
+        raise UserError(
+            f"bits of codec '{codec.name}' must be a multiple of 1/256 from {codec.min_bits:g} to"
+            f" {codec.max_bits:g}, not {bits}"
+        )
+    return bits
+
+
+def check_budget(codec: Codec, bits: float) -> None:
+    """Raises UserError unless `bits` is a budget that can be met."""
+    if not LEAST_BUDGET <= bits <= MOST_BUDGET:
+        raise UserError(
+            f"bits of codec '{codec.name}' must be from {codec.min_bits:g} to {codec.max_bits:g},"
+            f" not {bits}"
+        )
+
+
+def whole_codec_bits(codec: Codec, bits: float) -> int:
+    """`bits` as the whole number that `codec` allows; else a UserError as above."""
     what = f"bits of codec '{codec.name}'"
-    return check_bits(bits, low=codec.min_bits, high=codec.max_bits, what=what)
+    return check_bits(bits, low=int(codec.min_bits), high=int(codec.max_bits), what=what)
 
 
 def check_vector(vector: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
@@ -148,8 +187,9 @@ def check_vector(vector: np.ndarray, reference: np.ndarray | None = None) -> np.
 
 def check_body(codec: Codec, body: bytes, *, length: int, bits: float, segments: Any) -> None:
     """Raises ValueError unless `body` has the length that `codec` gives such a vector."""
-    expected = codec.body_length(length=length, bits=bits, segments=segments)
-    if len(body) != expected:
+    least, most = codec.body_limits(length=length, bits=bits, segments=segments)
+    if not least <= len(body) <= most:
+        expected = str(most) if least == most else f"{least} to {most}"
         raise ValueError(
             f"a body of codec '{codec.name}' for {length} values at {bits} bits has {expected}"
             f" bytes, not {len(body)}"

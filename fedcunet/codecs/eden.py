@@ -17,8 +17,8 @@ from fedcunet.bits import check_bits, pack_codes, packed_length, unpack_codes
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    check_codec_bits,
     check_vector,
+    whole_codec_bits,
 )
 from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
 
@@ -93,12 +93,16 @@ class EdenCodec:
     name: str = "eden"
     min_bits: int = 1
     max_bits: int = MAX_BITS
+    budget: bool = False
     unbiased: bool = True
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        width = check_codec_bits(self, bits)
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        width = whole_codec_bits(self, bits)
         num_blocks = sum(count for _, count in block_sizes(length))
-        return 4 * num_blocks + packed_length(padded_length(length), width)
+        size = 4 * num_blocks + packed_length(padded_length(length), width)
+        return size, size
 
     def encode(
         self,
@@ -109,7 +113,7 @@ class EdenCodec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        width = check_codec_bits(self, bits)
+        width = whole_codec_bits(self, bits)
         values = check_vector(vector, reference)
         padded = np.pad(values, (0, padded_length(values.size) - values.size))
         rotation = Rotation(values.size, seed)
@@ -135,7 +139,7 @@ class EdenCodec:
         reference: np.ndarray | None = None,
     ) -> np.ndarray:
         check_body(self, body, length=length, bits=bits, segments=segments)
-        width = check_codec_bits(self, bits)
+        width = whole_codec_bits(self, bits)
         num_blocks = sum(count for _, count in block_sizes(length))
         scales = np.frombuffer(body, dtype="<f4", count=num_blocks).astype(np.float32)
         packed = np.frombuffer(body, dtype=np.uint8, offset=4 * num_blocks)

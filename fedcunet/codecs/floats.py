@@ -8,12 +8,12 @@ import numpy as np
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    check_codec_bits,
     check_vector,
     exponent_bytes,
     reduce_segments,
     scales_of_bytes,
     segment_lengths,
+    whole_codec_bits,
 )
 
 
@@ -24,11 +24,14 @@ class Float32Codec:
     name: str = "float32"
     min_bits: int = 32
     max_bits: int = 32
+    budget: bool = False
     unbiased: bool = True
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        check_codec_bits(self, bits)
-        return 4 * length
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        whole_codec_bits(self, bits)
+        return 4 * length, 4 * length
 
     def encode(
         self,
@@ -39,7 +42,7 @@ class Float32Codec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        check_codec_bits(self, bits)
+        whole_codec_bits(self, bits)
         return check_vector(vector, reference).astype("<f4", copy=False).tobytes()
 
     def decode(
@@ -70,11 +73,15 @@ class Float16Codec:
     name: str = "float16"
     min_bits: int = 16
     max_bits: int = 16
+    budget: bool = False
     unbiased: bool = False
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        check_codec_bits(self, bits)
-        return max(len(segments), 1) + 2 * length
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        whole_codec_bits(self, bits)
+        size = max(len(segments), 1) + 2 * length
+        return size, size
 
     def encode(
         self,
@@ -85,7 +92,7 @@ class Float16Codec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        check_codec_bits(self, bits)
+        whole_codec_bits(self, bits)
         values = check_vector(vector, reference)
         lengths = segment_lengths(values.size, segments)
         largest = reduce_segments(np.maximum, np.abs(values), lengths)

@@ -9,13 +9,13 @@ from fedcunet.bits import covering_scale, pack_codes, packed_length, round_up_wh
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    check_codec_bits,
     check_vector,
     exponent_bytes,
     random_uniform,
     reduce_segments,
     scales_of_bytes,
     segment_lengths,
+    whole_codec_bits,
 )
 
 
@@ -38,13 +38,17 @@ class LinearCodec:
     stochastic: bool
     min_bits: int = 2
     max_bits: int = 16
+    budget: bool = False
 
     @property
     def unbiased(self) -> bool:
         return self.stochastic
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        return max(len(segments), 1) + packed_length(length, check_codec_bits(self, bits))
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        size = max(len(segments), 1) + packed_length(length, whole_codec_bits(self, bits))
+        return size, size
 
     def encode(
         self,
@@ -55,7 +59,7 @@ class LinearCodec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        width = check_codec_bits(self, bits)
+        width = whole_codec_bits(self, bits)
         values = check_vector(vector, reference)
         lengths = segment_lengths(values.size, segments)
         largest = reduce_segments(np.maximum, np.abs(values), lengths)
@@ -85,7 +89,7 @@ class LinearCodec:
         reference: np.ndarray | None = None,
     ) -> np.ndarray:
         check_body(self, body, length=length, bits=bits, segments=segments)
-        width = check_codec_bits(self, bits)
+        width = whole_codec_bits(self, bits)
         lengths = segment_lengths(length, segments)
         scales = scales_of_bytes(np.frombuffer(body, dtype=np.uint8, count=lengths.size))
         packed = np.frombuffer(body, dtype=np.uint8, offset=lengths.size)

@@ -9,10 +9,10 @@ from fedcunet.bits import pack_codes, packed_length, unpack_codes
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
-    check_codec_bits,
     check_vector,
     reduce_segments,
     segment_lengths,
+    whole_codec_bits,
 )
 
 
@@ -29,11 +29,15 @@ class SignCodec:
     name: str = "sign"
     min_bits: int = 1
     max_bits: int = 1
+    budget: bool = False
     unbiased: bool = False
 
-    def body_length(self, *, length: int, bits: float, segments: Sequence[int] = ()) -> int:
-        check_codec_bits(self, bits)
-        return 4 * max(len(segments), 1) + packed_length(length, 1)
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        whole_codec_bits(self, bits)
+        size = 4 * max(len(segments), 1) + packed_length(length, 1)
+        return size, size
 
     def encode(
         self,
@@ -44,7 +48,7 @@ class SignCodec:
         segments: Sequence[int] = (),
         reference: np.ndarray | None = None,
     ) -> bytes:
-        check_codec_bits(self, bits)
+        whole_codec_bits(self, bits)
         values = check_vector(vector, reference)
         lengths = segment_lengths(values.size, segments)
         means = reduce_segments(np.add, np.abs(values), lengths) / np.maximum(lengths, 1)

@@ -14,14 +14,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.bits import check_bits
-from fedcunet.codecs import CODECS, Codec, get_codec
+from fedcunet.codecs import CODECS, Codec, check_codec_bits, get_codec
 from fedcunet.codecs.base import check_vector
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.payload import (
     Expected,
     Layout,
+    Refused,
     Rejection,
     bits_per_parameter,
     decode_own,
@@ -30,7 +30,7 @@ from fedcunet.payload import (
 )
 
 # The widths that the table shows where the user names none.
-_USUAL_BITS = (1, 2, 3, 4, 6, 8, 16, 32)
+_USUAL_BITS = (0.5, 1, 2, 3, 4, 6, 8, 16, 32)
 _DEFAULT_LENGTH = 2**20
 # The best of so many runs is reported: the first also pays for tables that are made once.
 _NUM_TIMED_RUNS = 3
@@ -47,7 +47,7 @@ def encode(
     bits: Annotated[
         float,
         typer.Option(
-            "--bits", help="Bits per value: eden 1-8, linear 2-16, sign 1, float16 16, float32 32."
+            "--bits", help="Bits per value, in the codec's range; `fedcunet codecs` shows them."
         ),
     ] = 2,
     seed: Annotated[
@@ -82,7 +82,10 @@ def decode(
     admitted = open_vector(blob)
     if isinstance(admitted, Rejection):
         raise UserError(f"{source}: refused, {admitted.reason}: {admitted.detail}")
-    vector = admitted.decode()
+    try:
+        vector = admitted.decode()
+    except Refused as error:
+        raise UserError(f"{source}: refused, {error}") from error
     write_output(target, _npy_bytes(vector))
     _say(f"{target}: {vector.size} values from {admitted.expected.codec}")
 
@@ -133,32 +136,42 @@ def vector_payload(length: int, codec: str, bits: float, seed: int) -> Expected:
     )
 
 
-def chosen_codecs(names: Sequence[str], bits: Sequence[float]) -> list[tuple[Codec, int]]:
+def chosen_codecs(names: Sequence[str], bits: Sequence[float]) -> list[tuple[Codec, float]]:
     """Each codec named (all if none is) at each of the bits (the usual ones if none) it allows.
 
     Raises:
         UserError: A codec is unknown, or a codec or a number of bits that was named is left with
             nothing to show.
     """
-    whole = [check_bits(width, low=1, high=32) for width in bits]
+    for width in bits:
+        if not 0 < width <= 32:
+            raise UserError(f"bits must be a number from 0 to 32, not {width:g}")
     chosen = [get_codec(name) for name in dict.fromkeys(names)] or list(CODECS.values())
     pairs = [
-        (codec, width)
+        (codec, int(width) if width == int(width) else width)
         for codec in chosen
-        for width in dict.fromkeys(whole or _USUAL_BITS)
-        if codec.min_bits <= width <= codec.max_bits
+        for width in dict.fromkeys(bits or _USUAL_BITS)
+        if _allows(codec, width)
     ]
-    ranges = ", ".join(f"{codec.name} {codec.min_bits}-{codec.max_bits}" for codec in chosen)
-    for width in whole:
+    ranges = ", ".join(f"{codec.name} {codec.min_bits:g}-{codec.max_bits:g}" for codec in chosen)
+    for width in bits:
         if all(width != shown for _, shown in pairs):
-            raise UserError(f"no codec chosen allows {width} bits; allowed: {ranges}")
+            raise UserError(f"no codec chosen allows {width:g} bits; allowed: {ranges}")
     for name in names:
         if all(name != codec.name for codec, _ in pairs):
             raise UserError(f"codec '{name}' allows none of the bits given; allowed: {ranges}")
     return pairs
 
 
-def measure(vector: np.ndarray, codec: str, bits: int, seed: int) -> dict[str, Any]:
+def _allows(codec: Codec, bits: float) -> bool:
+    try:
+        check_codec_bits(codec, bits)
+    except UserError:
+        return False
+    return True
+
+
+def measure(vector: np.ndarray, codec: str, bits: float, seed: int) -> dict[str, Any]:
     """One row of the table: the vector packed into a whole payload and decoded again."""
     expected = vector_payload(vector.size, codec, bits, seed)
     encode_seconds, blob = _best_time(lambda: pack(vector, expected))
@@ -196,7 +209,7 @@ def print_table(rows: Sequence[dict[str, Any]], length: int) -> None:
         rate = row["bits_per_parameter"]
         table.add_row(
             row["codec"],
-            str(row["bits"]),
+            f"{row['bits']:g}",
             f"{rate:.3f}",
             f"{row['nmse']:.3g}",
             f"{2 ** (-2 * rate):.3g}",

@@ -97,7 +97,7 @@ def test_a_wrong_value_on_a_command_line_is_refused(typed: str, said: str) -> No
         ("[quant]\ninput-range = 3.0", "expected a power of two"),
         ("[update]\ncodec = 'edn'", "unknown codec 'edn'; there are: float32"),
         ("[update]\nbits = 33", "must be a whole number from 1 to 8, not 33"),
-        ("[update]\nfine-bits = 1", "expected 2 to 16, or 32, found 1"),
+        ("[update]\nfine-bits = 1", "expected 0, 2 to 16, or 32, found 1"),
         ("[data]\nsize = 100", "expected a multiple of 64, found 100"),
         ("[model]\norder = 2", "model.order: expected 0 to 1, found 2"),
         ("[federation]\nfraction = nan", "federation.fraction: expected 1e-06 to 1, found nan"),
@@ -120,3 +120,10 @@ def test_a_wrong_setting_is_refused_in_one_line_with_its_place(
 def test_a_missing_setting_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.toml: not found"):
         RunConfig.from_toml(tmp_path / "absent.toml")
+
+
+def test_error_feedback_takes_the_trellis_in_its_wiener_scaled_form() -> None:
+    setting = RunConfig().replace(update__codec="trellis", update__bits=0.5)
+    assert setting.update.payload_codec == "trellis"
+    assert setting.replace(update__error_feedback=True).update.payload_codec == "trellis-wiener"
+    assert RunConfig().replace(update__error_feedback=True).update.payload_codec == "eden"

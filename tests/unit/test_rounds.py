@@ -114,8 +114,8 @@ def test_honest_clients_give_the_mean_weighted_by_their_examples() -> None:
 
 def test_bytes_are_the_lengths_of_what_was_sent() -> None:
     watcher, _ = run()
-    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_bytes
-    down = rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_limits[1]
+    down = rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
     assert watcher.lines[0].bytes_up == 4 * up
     assert watcher.lines[0].bytes_down == 4 * down
     assert watcher.clients[0].bits_per_parameter == 8 * up / 43
@@ -361,7 +361,9 @@ def test_clients_that_keep_images_back_evaluate_the_model_after_the_round() -> N
     assert figures["client_tenth_percent"] == pytest.approx(28)
     assert figures["client_spread_percent"] == pytest.approx(np.std([10, 20, 30]))
     assert figures["client_evaluations"] == {"accepted": 3}
-    assert figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_bytes
+    assert (
+        figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
+    )
     content = evaluation_content({"percent": 10.0, "num-examples": 1})
     assert figures["evaluation_bytes_up"] == 3 * content["metrics"].count_bytes()
     shares = evaluation.figures(lower_is_better=False)

@@ -1,0 +1,356 @@
+"""The entropy-coded, dithered trellis-coded quantiser: updates near the information limit.
+
+Entropy-coded trellis-coded quantisation: Fischer and Wang (IEEE Trans. Information Theory 1992),
+Kim and Fischer; with subtractive dither, so that errors are independent of the values, have mean
+0, and are independent between clients whose seeds differ. docs/codecs.md has the whole design, the
+format of the bytes and measured figures.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fedcunet.bits import pack_codes, packed_length, unpack_codes
+from fedcunet.codecs.allocation import (
+    FORMS,
+    Form,
+    Statistics,
+    Tensors,
+    prediction_factors,
+)
+from fedcunet.codecs.base import check_body, check_budget, check_vector, segment_lengths
+from fedcunet.codecs.densities import NUM_CLASSES
+from fedcunet.codecs.dithered import (
+    LANES_WITH_TAIL,
+    MAX_LANES,
+    Plan,
+    Symbols,
+    decode_values,
+    dither_of,
+    encode_symbols,
+    quantise,
+    tail_lanes,
+)
+from fedcunet.codecs.escapes import pack_escapes, unpack_escapes
+from fedcunet.codecs.viterbi import NUM_STATES
+
+# S, number of words, lanes, escaped numbers, bytes of what is said of the tensors, form and
+# whether there is a reference, binary logarithm of the states, class of all tensors if `even`.
+_HEAD = struct.Struct("<dIHIIBBB")
+_TOLERANCE = 0.006  # of the budget
+_TOLERATED_BITS = 32
+_MAX_PILOTS, _MAX_PASSES = 4, 3
+_MAX_PAIRS = 256  # of class and shape: bounds the table
+# Of S, the greatest value being 1/2 to 1; for `even` times the least deviation.
+_SCALE_RANGE = (2.0**-36, 2.0**6)
+# A pilot's lanes are short where values are few; long ones tell the rate more exactly.
+_PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
+_BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class TrellisCodec:
+    """Values coded to a budget of bits: the mean over all values of the body, all counted.
+
+    Attributes:
+        name: In the table of codecs.
+        form: How bits are shared out and whether the values are scaled (allocation.py).
+        num_states: Of the trellis, 4 to 256: more are slower to encode and lose less; 1 for the
+            scalar quantiser. Any decoder decodes all of them.
+    """
+
+    name: str
+    form: Form
+    num_states: int = 8
+    min_bits: float = 0.25
+    max_bits: float = 8
+    budget: bool = True
+
+    @property
+    def unbiased(self) -> bool:
+        return self.form != "wiener"
+
+    def body_limits(
+        self, *, length: int, bits: float, segments: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        check_budget(self, bits)
+        if not length:
+            return 0, 0
+        return _HEAD.size, int(1.01 * bits * length / 8) + _HEAD.size + 32 + 3 * len(segments)
+
+    def encode(
+        self,
+        vector: np.ndarray,
+        *,
+        bits: float,
+        seed: bytes,
+        segments: Sequence[int] = (),
+        reference: np.ndarray | None = None,
+    ) -> bytes:
+        check_budget(self, bits)
+        values = check_vector(vector)
+        lengths = segment_lengths(values.size, segments)
+        if not values.size:
+            return b""
+        factors = np.zeros(lengths.size, dtype=np.int64)
+        if reference is not None:
+            check_vector(vector, reference)
+            factors = prediction_factors(values, reference, lengths)
+            taken = np.repeat((factors / 16).astype(np.float32), lengths)
+            values = check_vector(values - taken * reference)
+        statistics = Statistics.of(values, lengths, factors)
+        job = _Job(self, values, statistics, bits * values.size, seed, reference is not None)
+        _, most = self.body_limits(length=values.size, bits=bits, segments=segments)
+        return job.best_body(most)
+
+    def decode(
+        self,
+        body: bytes,
+        *,
+        length: int,
+        bits: float,
+        seed: bytes,
+        segments: Sequence[int] = (),
+        reference: np.ndarray | None = None,
+    ) -> np.ndarray:
+        check_body(self, body, length=length, bits=bits, segments=segments)
+        lengths = segment_lengths(length, segments)
+        if not length:
+            return np.empty(0, dtype=np.float32)
+        return _decode_body(body, lengths, seed, self.form, reference)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A vector quantised with some scale S."""
+
+    scale: float
+    tensors: Tensors
+    even_class: int
+    plan: Plan
+    symbols: Symbols
+    side: bytes  # what is said of the tensors
+    num_bits: float  # of the whole body, to a few bytes
+
+
+class _Job:
+    """One vector on its way to bytes: finds the scale S that meets the budget."""
+
+    def __init__(
+        self,
+        codec: TrellisCodec,
+        values: np.ndarray,
+        statistics: Statistics,
+        budget: float,
+        seed: bytes,
+        has_reference: bool,
+    ) -> None:
+        self._codec, self._statistics = codec, statistics
+        self._budget, self._has_reference = budget, has_reference
+        self._dither = dither_of(seed, values.size)
+        # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
+        self._exponent = statistics.exponent
+        self._values = np.ldexp(values, -self._exponent)
+        most = min(budget / _BITS_PER_LANE, values.size / _VALUES_PER_LANE)
+        least = statistics.deviations[statistics.deviations > 0].min(initial=1)
+        unit = least if codec.form == "even" else 1.0
+        self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
+        self._tolerance = max(_TOLERANCE * budget, _TOLERATED_BITS)
+        self._num_lanes = int(np.clip(most, 1, MAX_LANES))
+
+    def best_body(self, most: int) -> bytes:
+        """The body nearest to the budget, and never longer than `most` bytes."""
+        scale = self._scale_for(self._budget)
+        for _ in range(_MAX_PILOTS):
+            excess = self._pilot_excess(scale)
+            if abs(self._predicted(scale) + excess - self._budget) <= self._tolerance / 2:
+                break
+            scale = self._scale_for(self._budget - excess)
+        best = self._draft(scale)
+        for _ in range(_MAX_PASSES):
+            if self._miss(best) <= self._tolerance:
+                break
+            excess = best.num_bits - self._predicted(best.scale)
+            draft = self._draft(self._scale_for(self._budget - excess))
+            if self._miss(draft) >= self._miss(best):
+                break
+            best = draft
+        body = self._body(best)
+        while len(body) > most:
+            best = self._draft(1.25 * best.scale)
+            body = self._body(best)
+            assert best.scale < 8 * self._range[1]
+        return body
+
+    def _miss(self, draft: _Draft) -> float:
+        return abs(draft.num_bits - self._budget)
+
+    def _predicted(self, scale: float) -> float:
+        return self._statistics.predicted_bits(scale, self._codec.form, self._codec.num_states)
+
+    def _scale_for(self, bits: float) -> float:
+        """The scale for which `bits` are predicted, by bisection over its logarithm."""
+        # Numbers stay below 2^40, and decoded values in the range of float32.
+        low, high = np.log(self._range)
+        for _ in range(40):
+            middle = (low + high) / 2
+            if self._predicted(float(np.exp(middle))) > bits:
+                low = middle
+            else:
+                high = middle
+        return float(np.exp(high))
+
+    def _plan(self, scale: float) -> tuple[Tensors, int, Plan, np.ndarray]:
+        """The tensors, the class of all, the plan of those that are coded, and their values."""
+        codec = self._codec
+        tensors, even_class = self._statistics.tensors(scale, codec.form, codec.num_states)
+        lengths = self._statistics.lengths
+        values = self._values
+        if not tensors.coded.all():
+            values = values[np.repeat(tensors.coded > 0, lengths)]
+        return tensors, even_class, _plan_of(tensors, lengths, scale, codec), values
+
+    def _pilot_excess(self, scale: float) -> float:
+        """Bits above the prediction, measured on a part of the values in short, many lanes."""
+        _, _, plan, values = self._plan(scale)
+        stride = max(1, values.size // _PILOT_VALUES)
+        chosen = values[::stride]
+        num_steps = _PILOT_STEPS if chosen.size >= _PILOT_VALUES else _FEW_PILOT_STEPS
+        num_lanes = max(1, chosen.size // num_steps)
+        symbols = quantise(
+            chosen, self._dither[: chosen.size], plan.of_value[::stride], plan, num_lanes
+        )
+        num_bits = symbols.num_bits * values.size / max(chosen.size, 1) + plan.num_low_bits
+        return num_bits + 8 * _HEAD.size + self._lane_bits() - self._predicted(scale)
+
+    def _lane_bits(self) -> float:
+        """What lanes cost beyond the symbols, on average: 8 bits where they carry words."""
+        if self._num_lanes < LANES_WITH_TAIL:
+            return 24 * self._num_lanes
+        return 8 * self._num_lanes + 24 * tail_lanes(self._num_lanes)
+
+    def _draft(self, scale: float) -> _Draft:
+        tensors, even_class, plan, values = self._plan(scale)
+        symbols = quantise(
+            values, self._dither[: values.size], plan.of_value, plan, self._num_lanes
+        )
+        side = tensors.to_bytes(self._statistics.lengths, self._codec.form, self._has_reference)
+        num_bits = symbols.num_bits + plan.num_low_bits + 8 * (_HEAD.size + len(side))
+        num_bits += self._lane_bits()
+        return _Draft(scale, tensors, even_class, plan, symbols, side, num_bits)
+
+    def _body(self, draft: _Draft) -> bytes:
+        symbols, codec = draft.symbols, self._codec
+        words = np.empty(0, dtype=np.uint16)
+        if symbols.packed.size:
+            words = encode_symbols(symbols, self._num_lanes)
+        head = _HEAD.pack(
+            np.ldexp(draft.scale, self._exponent),
+            words.size,
+            self._num_lanes,
+            symbols.escaped.size,
+            len(draft.side),
+            FORMS.index(codec.form) + 4 * self._has_reference,
+            codec.num_states.bit_length() - 1,
+            draft.even_class,
+        )
+        low = _pack_low(symbols.low, draft.plan)
+        escapes = pack_escapes(symbols.escaped >> 1)
+        return b"".join((head, draft.side, words.astype("<u2").tobytes(), low, escapes))
+
+
+def _plan_of(
+    tensors: Tensors, lengths: np.ndarray, scale: float, codec: "TrellisCodec | _Coding"
+) -> Plan:
+    coded = (tensors.coded > 0) & (lengths > 0)
+    steps = tensors.steps(scale, codec.form, codec.num_states)
+    if np.unique(tensors.classes[coded] * 8 + tensors.shapes[coded]).size > _MAX_PAIRS:
+        raise ValueError(f"more than {_MAX_PAIRS} pairs of class and shape")
+    return Plan(
+        lengths=lengths[coded],
+        steps=steps[coded],
+        classes=tensors.classes[coded],
+        shapes=tensors.shapes[coded],
+        num_states=codec.num_states,
+    )
+
+
+def _pack_low(low: np.ndarray, plan: Plan) -> bytes:
+    """Dropped bits, tensors of equal widths together, from the narrowest to the widest."""
+    widths = plan.dropped.take(plan.of_value)
+    widths = widths[widths > 0]
+    parts = [pack_codes(low[widths == width], int(width)) for width in np.unique(widths)]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def _unpack_low(content: bytes, plan: Plan) -> tuple[np.ndarray, int]:
+    """The dropped bits in the order of the values, and the bytes they took.
+
+    Raises:
+        ValueError: `content` is too short.
+    """
+    widths = plan.dropped.take(plan.of_value)
+    widths = widths[widths > 0]
+    low = np.empty(widths.size, dtype=np.int64)
+    position = 0
+    for width in np.unique(widths).tolist():
+        chosen = widths == width
+        count = int(np.count_nonzero(chosen))
+        stop = position + packed_length(count, width)
+        packed = np.frombuffer(content[position:stop], dtype=np.uint8)
+        low[chosen] = unpack_codes(packed, bits=width, count=count)
+        position = stop
+    return low, position
+
+
+class _Coding(NamedTuple):
+    """What a body says of its own coding."""
+
+    form: Form
+    num_states: int
+
+
+def _decode_body(
+    body: bytes, lengths: np.ndarray, seed: bytes, form: Form, reference: np.ndarray | None
+) -> np.ndarray:
+    """The vector (float32) of a body; ValueError for one that no encoder makes."""
+    head = _HEAD.unpack_from(body)
+    scale, num_words, num_lanes, num_escaped, side_bytes, kind, states, even_class = head
+    if kind != FORMS.index(form) + 4 * (reference is not None):
+        raise ValueError(f"a body of kind {kind}, expected {form}")
+    if states > 8 or (states and 1 << states not in NUM_STATES):
+        raise ValueError(f"a trellis of 2^{states} states")
+    if not 2.0**-1000 <= scale <= 2.0**1000 or even_class >= NUM_CLASSES:
+        raise ValueError(f"a scale of {scale}, a class {even_class}")
+    if not 1 <= num_lanes <= MAX_LANES or num_escaped > lengths.sum():
+        raise ValueError(f"{num_lanes} lanes, {num_escaped} escaped numbers")
+    words_start = _HEAD.size + side_bytes
+    words_stop = words_start + 2 * num_words
+    if words_stop > len(body):
+        raise ValueError(f"{len(body)} bytes, {words_stop} are stated")
+    tensors = Tensors.from_bytes(
+        body[_HEAD.size : words_start], lengths, form, reference is not None, even_class
+    )
+    plan = _plan_of(tensors, lengths, scale, _Coding(form, 1 << states))
+    words = np.frombuffer(body, dtype="<u2", count=num_words, offset=words_start)
+    low, low_bytes = _unpack_low(body[words_stop:], plan)
+    escaped = unpack_escapes(body[words_stop + low_bytes :], num_escaped)
+    if not plan.num_values:
+        if num_words or num_escaped:
+            raise ValueError("symbols of no tensor")
+        values = np.zeros(int(lengths.sum()), dtype=np.float32)
+    else:
+        dither = dither_of(seed, plan.num_values)
+        kept = (tensors.coded > 0) & (lengths > 0)
+        gains = tensors.gains(form, 1 << states)[kept]
+        coded = decode_values(words.astype(np.uint16), low, escaped, dither, plan, num_lanes, gains)
+        values = coded
+        if coded.size < lengths.sum():
+            values = np.zeros(int(lengths.sum()), dtype=np.float32)
+            values[np.repeat(kept, lengths)] = coded
+    if reference is not None:
+        values += np.repeat(tensors.factor_values(), lengths) * reference
+    return values

@@ -1,0 +1,188 @@
+"""The trellis codec's own promises: limits, tables, trellises, parts and states."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from fedcunet.codecs import CODECS, make_seed
+from fedcunet.codecs.densities import NUM_CLASSES, SHAPES, class_weights, table_of
+from fedcunet.codecs.entropy import FrequencyTable, LaneDecoder, encode_lanes
+from fedcunet.codecs.escapes import escapes_length, pack_escapes, unpack_escapes
+from fedcunet.codecs.rangecoder import RangeDecoder, RangeEncoder
+from fedcunet.codecs.trellis import TrellisCodec
+from fedcunet.codecs.viterbi import NUM_STATES, next_states, search
+
+SEED = make_seed(1, 2, 3, "test")
+
+
+def gaussian(length: int) -> np.ndarray:
+    return np.random.default_rng(length).standard_normal(length).astype(np.float32)
+
+
+def coded(codec: TrellisCodec, vector: np.ndarray, bits: float, **terms: object) -> np.ndarray:
+    body = codec.encode(vector, bits=bits, seed=SEED, **terms)
+    return codec.decode(body, length=vector.size, bits=bits, seed=SEED, **terms)
+
+
+def energy(values: np.ndarray) -> float:
+    return float(np.square(values.astype(np.float64)).sum())
+
+
+@pytest.mark.parametrize(("bits", "most"), [(0.5, 0.11), (1, 0.1), (4, 0.1)])
+def test_the_rate_is_near_the_limit_of_an_unbiased_codec(bits: float, most: float) -> None:
+    vector = gaussian(2**17)
+    codec = CODECS["trellis"]
+    body = codec.encode(vector, bits=bits, seed=SEED)
+    decoded = codec.decode(body, length=vector.size, bits=bits, seed=SEED)
+    nmse = energy(decoded - vector) / energy(vector)
+    gap = 8 * len(body) / vector.size - 0.5 * np.log2(1 + 1 / nmse)
+    assert 0 < gap < most
+
+
+def test_tensors_of_different_scale_cost_what_their_scale_asks_for() -> None:
+    vector, lengths = gaussian(60_000), (20_000, 20_000, 20_000)
+    vector *= np.repeat(np.float32([1, 0.1, 0.01]), 20_000)
+    body = CODECS["trellis"].encode(vector, bits=2, seed=SEED, segments=lengths)
+    terms = {"length": 60_000, "bits": 2, "seed": SEED, "segments": lengths}
+    error = np.square(CODECS["trellis"].decode(body, **terms) - vector).reshape(3, -1).mean(axis=1)
+    # The same error for those far above the step, less for the weakest.
+    assert 0.7 * error[0] < error[1] < error[0]
+    assert error[2] < 0.5 * error[1]
+    even = coded(CODECS["trellis-even"], vector, 2, segments=lengths)
+    share = np.square(even - vector).reshape(3, -1).mean(axis=1) * [1, 100, 10_000]
+    np.testing.assert_allclose(share, share[0], rtol=0.25)
+
+
+def test_a_prediction_is_taken_in_the_share_that_helps_and_none_where_it_does_not() -> None:
+    noise, reference = gaussian(50_000), np.random.default_rng(2).standard_normal(50_000)
+    reference = reference.astype(np.float32)
+    close = reference + np.float32(0.3) * noise
+    for vector, gain in ((close, 10), (noise, 0.97)):
+        plain = energy(coded(CODECS["trellis"], vector, 1) - vector)
+        predicted = energy(coded(CODECS["trellis"], vector, 1, reference=reference) - vector)
+        assert plain / predicted > gain
+
+
+@pytest.mark.parametrize("num_states", NUM_STATES)
+def test_more_states_err_less_and_every_path_is_allowed(num_states: int) -> None:
+    z_TL = np.random.default_rng(0).uniform(0, 40, (256, 96)).astype(np.float32)
+    subset_TL = search(z_TL, num_states)
+    state = np.zeros(96, dtype=np.int64)
+    for subset in subset_TL:
+        np.testing.assert_array_equal(subset & 1, state & 1)
+        state = next_states(num_states)[2 * state + (subset >> 1)]
+    error = np.square(subset_TL + 4 * np.rint((z_TL - subset_TL) / 4) - z_TL).mean()
+    # Of a scalar quantiser with numbers of one parity it is 1/3.
+    assert error < {4: 0.276, 8: 0.27, 16: 0.266}.get(num_states, 0.264)
+
+
+def test_search_finds_the_least_error_of_all_paths() -> None:
+    z = np.random.default_rng(3).uniform(0, 4, (7, 1)).astype(np.float32)
+
+    def cost(branches: tuple[int, ...]) -> float:
+        state, total = 0, 0.0
+        for value, branch in zip(z[:, 0], branches, strict=True):
+            subset = 2 * branch + (state & 1)
+            total += (subset + 4 * np.rint((value - subset) / 4) - value) ** 2
+            state = next_states(8)[2 * state + branch]
+        return total
+
+    found = tuple((search(z, 8)[:, 0] >> 1).tolist())
+    assert cost(found) == pytest.approx(
+        min(map(cost, itertools.product((0, 1), repeat=7))), rel=1e-5
+    )
+
+
+def test_lanes_give_back_symbols_and_what_they_carried() -> None:
+    generator = np.random.default_rng(4)
+    table = FrequencyTable.of_weights(generator.random((5, 30)) ** 5 + 1e-4)
+    for count, lanes, extra in ((1000, 7, 3), (1000, 7, 20), (5, 8, 0), (2**15, 256, 100)):
+        rows = generator.integers(0, 5, count)
+        symbols = table.slots[rows * 2**13 + generator.integers(0, 2**13, count)]
+        carried = generator.integers(0, 2**16, extra).astype(np.uint16)
+        words = encode_lanes(table.packed[rows * 128 + symbols], lanes, carried)
+        decoder = LaneDecoder(words, lanes, table)
+        found = [decoder.step(2**13 * rows[at : at + lanes]) for at in range(0, count, lanes)]
+        np.testing.assert_array_equal(np.concatenate(found), symbols)
+        back = decoder.finish()
+        np.testing.assert_array_equal(back[:extra], carried)
+        assert not back[extra:].any()
+
+
+def test_lanes_refuse_words_that_end_early_or_do_not_fit() -> None:
+    table = FrequencyTable.of_weights(np.ones((1, 64)))
+    words = encode_lanes(table.packed[np.arange(60)], 4, np.empty(0, dtype=np.uint16))
+    with pytest.raises(ValueError, match="hold no states"):
+        LaneDecoder(words[:7], 4, table)
+    decoder = LaneDecoder(words[:-1], 4, table)
+    rows = np.zeros(4, dtype=np.int64)
+    with pytest.raises(ValueError, match="end before"):
+        list(map(decoder.step, [rows] * 15))
+    decoder = LaneDecoder(words, 4, table)
+    with pytest.raises(ValueError, match="do not end as"):
+        decoder.finish()
+
+
+def test_the_range_coder_gives_back_numbers_in_few_bytes() -> None:
+    generator = np.random.default_rng(5)
+    for bits in (1, 3, 8):
+        numbers = np.minimum(generator.geometric(0.6, 3000) - 1, 2**bits - 1).tolist()
+        coder = RangeEncoder()
+        for number in numbers:
+            coder.number(number, bits, "test")
+        content = coder.finish()
+        decoder = RangeDecoder(content)
+        assert [decoder.number(bits, "test") for _ in numbers] == numbers
+        counts = np.bincount(numbers) / 3000
+        entropy = -(counts[counts > 0] * np.log2(counts[counts > 0])).sum()
+        assert 8 * len(content) / 3000 < 1.1 * entropy + 0.05
+
+
+def test_escaped_numbers_of_any_size_come_back() -> None:
+    numbers = np.array([0, 1, -1, 60, -61, 2**20, -(2**40), 12345678901], dtype=np.int64)
+    content = pack_escapes(numbers)
+    assert len(content) == escapes_length(numbers)
+    np.testing.assert_array_equal(unpack_escapes(content, numbers.size), numbers)
+    assert pack_escapes(numbers[:0]) == b""
+    for wrong, count in ((content[:-1], 8), (content + b"\0", 8), (content[:3], 8)):
+        with pytest.raises(ValueError, match=r"take|hold"):
+            unpack_escapes(wrong, count)
+
+
+def test_every_class_and_shape_has_a_table_with_room_for_escapes() -> None:
+    for number in range(0, NUM_CLASSES, 7):
+        table = table_of([(number, shape) for shape in range(len(SHAPES))], 8)
+        assert (table.frequency.sum(axis=1) == 2**13).all()
+        assert (table.frequency[:, 121:123] > 0).all()
+
+
+def test_tables_do_not_depend_on_the_machine() -> None:
+    # Frequencies are part of the format: a change here needs a new payload version.
+    hashed = hashlib.sha256()
+    for num_states in (1, 8):
+        for number in (0, 9, 31, 39, 40, 55, 56, 57, 90, 175):
+            weights = [class_weights(number, shape, num_states) for shape in range(len(SHAPES))]
+            table = FrequencyTable.of_weights(np.concatenate(weights))
+            hashed.update(table.frequency.astype("<u2").tobytes())
+    assert hashed.hexdigest() == TABLES
+
+
+TABLES = "7ffb0f83da154ee0ab60212d74ea7c83dd22d9b77eeacd72ecc889a8770bca62"
+
+
+def test_the_same_bytes_decode_to_the_same_floats_on_every_machine() -> None:
+    decoded = CODECS["trellis"].decode(
+        bytes.fromhex(BODY), length=161, bits=3, seed=SEED, segments=(60, 101)
+    )
+    assert hashlib.sha256(decoded.astype("<f4").tobytes()).hexdigest() == DECODED
+    vector = (np.arange(-80, 81) ** 3 / 1e5).astype(np.float32)
+    assert energy(decoded - vector) < 0.25 * energy(vector)
+
+
+BODY = (
+    "af1b0d93f76511400f00000001000000000003000000000300d19f09060024a02f80cbe857c2d603aa04a7ec"
+    "96f5925492fcc6f5a47f365fb01f"
+)
+DECODED = "29c4c8a0c788ba7e410b5e4d5b1fd01d3cd156734f419575e16d6d7d421d8fca"
