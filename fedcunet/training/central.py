@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,13 +30,13 @@ from fedcunet.training.network import build_network
 from fedcunet.training.schedule import rate_factor
 from fedcunet.training.training_log import TrainingLog, open_training_log
 
-LAST, BEST, OPTIMIZER, HISTORY, TENSORBOARD = (
+LAST, BEST, HISTORY, TENSORBOARD = (
     "last.safetensors",
     "best.safetensors",
-    "optimizer.safetensors",
     "history.jsonl",
     "tensorboard",
 )
+_OPTIMIZER = "optimizer-{epoch}.safetensors"
 
 # What a training that is resumed may set anew: its length, and what changes no result.
 MAY_CHANGE = ("training.epochs", "data.cache-bytes", "data.cache-dir", "data.disk-cache-bytes")
@@ -68,7 +69,10 @@ def train_network(
     """Trains the setting's network; checkpoints, history and TensorBoard logs go into `out`.
 
     The optimiser's state is saved beside the last checkpoint, and everything random follows from
-    the seed and the epoch: a training that is resumed ends as one that was never interrupted.
+    the seed and the epoch: a training that is resumed ends as one that was never interrupted. An
+    epoch is done once its last checkpoint is in place. It is written after everything else of the
+    epoch and names the optimiser's file by its epoch, so that a training that is killed in between
+    goes on from the epoch before.
 
     Args:
         config: the setting.
@@ -97,9 +101,11 @@ def train_network(
     training = config.training
     optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
     if resume:
-        _load_optimizer(out / OPTIMIZER, model, optimizer)
+        _load_optimizer(optimizer_path(out, first_epoch - 1), model, optimizer)
     num_images = len(crops) if team is None else team.share_size(len(crops))
     steps = len(batches(range(num_images), training.batch_size))  # of an epoch
+    if team is None or not team.rank:
+        _cut_history(out / HISTORY, first_epoch - 1)
     if first_epoch > training.epochs:
         return model
     with ExitStack() as stack:
@@ -140,8 +146,7 @@ def train_network(
             facts = {"epoch": str(epoch), "percent": repr(evaluation.percent), "best": repr(best)}
             if is_best:
                 save_checkpoint(out / BEST, model, config, train_set.scheme, facts)
-            _save_optimizer(out / OPTIMIZER, model, optimizer)
-            save_checkpoint(out / LAST, model, config, train_set.scheme, facts)
+            _save_optimizer(optimizer_path(out, epoch), model, optimizer)
             done = Epoch(
                 epoch=epoch,
                 result=result,
@@ -151,9 +156,16 @@ def train_network(
                 best_percent=abs(best),
             )
             _record(out / HISTORY, log, epoch * steps, done, team)
+            save_checkpoint(out / LAST, model, config, train_set.scheme, facts)  # the epoch is done
+            _remove_optimizers(out, epoch)
             if on_epoch is not None:
                 on_epoch(done)
     return model
+
+
+def optimizer_path(out: Path, epoch: int) -> Path:
+    """The file of the optimiser's state after `epoch`."""
+    return out / _OPTIMIZER.format(epoch=epoch)
 
 
 def _step_reporter(
@@ -176,6 +188,8 @@ def _resume(out: Path, model: nn.Module, config: RunConfig) -> tuple[int, float 
     changed = [key for key in now if before[key] != now[key] and key not in MAY_CHANGE]
     if changed:
         raise UserError(f"{out / LAST}: was trained with another {', '.join(changed)}")
+    if not {"epoch", "best"} <= checkpoint.facts.keys():
+        raise UserError(f"{out / LAST}: expected the checkpoint of a training, found another one")
     model.load_state_dict(checkpoint.model.state_dict())
     return int(checkpoint.facts["epoch"]) + 1, float(checkpoint.facts["best"])
 
@@ -194,8 +208,9 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     parameters = dict(model.named_parameters())
     try:
         tensors = load_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
@@ -203,6 +218,21 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if value.shape == parameter.shape and value.dim() == 4:
             value = value.to(memory_format=torch.channels_last)
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+
+def _remove_optimizers(out: Path, epoch: int) -> None:
+    """Removes the states of other epochs than the last."""
+    for path in out.glob(_OPTIMIZER.format(epoch="*")):
+        if path != optimizer_path(out, epoch):
+            path.unlink()
+
+
+def _cut_history(path: Path, epochs_done: int) -> None:
+    """Takes back the lines of epochs that a killed training had begun and not done."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > epochs_done:
+            write_atomically(path, "".join(lines[:epochs_done]))
 
 
 def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch, team: Team | None) -> None:

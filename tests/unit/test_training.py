@@ -1,7 +1,9 @@
 """Local training, schedules, evaluation, checkpoints and central training with resume."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.quant.layers import quantised_weights
-from fedcunet.training.central import BEST, LAST, train_network
+from fedcunet.training.central import BEST, HISTORY, LAST, optimizer_path, train_network
 from fedcunet.training.checkpoint import (
     float32_bytes,
     load_checkpoint,
@@ -266,6 +268,44 @@ def test_a_resumed_training_ends_as_one_that_was_never_stopped(
     assert central(faces, tmp_path / "parts", epochs=2, resume=True) == whole
     assert load_checkpoint(tmp_path / "parts" / LAST).facts["epoch"] == "2"
     assert (tmp_path / "parts" / BEST).exists()
+
+
+@pytest.mark.parametrize("step", ["_save_optimizer", "_record", "LAST", "_remove_optimizers"])
+def test_a_training_killed_between_its_files_goes_on_as_if_it_never_was(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(training__optimizer="sgd"))
+    whole = central(faces, tmp_path / "whole", epochs=2)
+    central(faces, tmp_path / "parts", epochs=1)
+    save = save_checkpoint
+
+    def kill(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def save_all_but_last(path: Path, *arguments: Any) -> None:
+        (kill if path.name == LAST else save)(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        name, killer = ("save_checkpoint", save_all_but_last) if step == "LAST" else (step, kill)
+        patch.setattr(f"fedcunet.training.central.{name}", killer)
+        with pytest.raises(KeyboardInterrupt):
+            central(faces, tmp_path / "parts", epochs=2, resume=True)
+    # Killed before the last step the epoch is done already, so one epoch more is asked for.
+    if step == "_remove_optimizers":
+        whole = central(faces, tmp_path / "whole", epochs=3, resume=True)
+    epochs = 3 if step == "_remove_optimizers" else 2
+    assert central(faces, tmp_path / "parts", epochs=epochs, resume=True) == whole
+    lines = (tmp_path / "parts" / HISTORY).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epochs + 1))
+    left = [path.name for path in (tmp_path / "parts").glob("optimizer*")]
+    assert left == [f"optimizer-{epochs}.safetensors"]
+
+
+def test_a_damaged_optimizer_file_is_named(faces: Path, tmp_path: Path) -> None:
+    central(faces, tmp_path, epochs=1)
+    optimizer_path(tmp_path, 1).write_bytes(b"no")
+    with pytest.raises(UserError, match=r"optimizer-1\.safetensors: cannot be read"):
+        central(faces, tmp_path, epochs=2, resume=True)
 
 
 def test_an_earlier_training_is_not_overwritten(faces: Path, tmp_path: Path) -> None:
