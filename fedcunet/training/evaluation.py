@@ -36,6 +36,7 @@ def predict_batches(
     *,
     batch_size: int = 64,
     flip_test: bool = False,
+    flip_order: Sequence[int] | None = None,
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Predicts batch by batch, from the last supervised U-Net's heatmaps.
 
@@ -45,6 +46,7 @@ def predict_batches(
         batch_size: crops of a step; the next are loaded meanwhile.
         flip_test: take the mean of these heatmaps and of those of the mirrored crops, mirrored
             back (Newell et al., ECCV 2016, section 4.1), at twice the time.
+        flip_order: of the model's landmarks, where they are not those of the crops.
 
     Yields:
         Indices, points (B, K, 2) float64 in crop pixels, and the maps from crop to image
@@ -53,7 +55,8 @@ def predict_batches(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    flip_order_K = torch.from_numpy(crops.flip_order).to(device)
+    order_K = crops.flip_order if flip_order is None else np.array(flip_order)
+    flip_order_K = torch.from_numpy(order_K).to(device)
     count = len(crops)
     plan = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
     for indices, batch in zip(plan, prefetched(crops.batch, plan), strict=True):
@@ -88,11 +91,14 @@ def predict(
     crops: Crops | CropSubset,
     *,
     flip_test: bool = False,
+    flip_order: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Points (N, K, 2) of all crops, float64 in crop pixels; see `predict_batches`."""
     points = []
-    for indices, points_BK2, _ in predict_batches(model, crops, flip_test=flip_test):
+    for indices, points_BK2, _ in predict_batches(
+        model, crops, flip_test=flip_test, flip_order=flip_order
+    ):
         points.append(points_BK2)
         if progress is not None:
             progress(indices.stop, len(crops))
@@ -170,13 +176,17 @@ def evaluate(
     *,
     landmarks: Sequence[int] | None = None,
     flip_test: bool = False,
+    flip_order: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The accuracy of `model` on the plain crops of `test_set`; see `predict_batches`.
 
-    A model of another scheme needs `landmarks`: which of its landmarks are those of `test_set`.
+    A model of another scheme needs `landmarks`, which of its landmarks are those of `test_set`, and
+    for the flip test its own `flip_order`.
     """
-    predicted_NK2 = predict(model, crops, flip_test=flip_test, progress=progress)
+    predicted_NK2 = predict(
+        model, crops, flip_test=flip_test, flip_order=flip_order, progress=progress
+    )
     if landmarks is not None:
         predicted_NK2 = predicted_NK2[:, list(landmarks)]
     return score_crops(predicted_NK2, crops, test_set.scheme.metric)
