@@ -35,6 +35,9 @@ def run_app(app: typer.Typer, program: str) -> None:
     except BrokenPipeError:
         code = FAILED  # the reader of our output has gone; there is nobody to tell
         sys.stderr.close()
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        place = f"{error.filename}: " if error.filename is not None else ""
+        code = _say(program, f"{place}{error.strerror or error}", FAILED)
     sys.exit(code)
 
 

@@ -30,7 +30,9 @@ ModelOption = Annotated[
 ]
 OrderOption = Annotated[
     int | None,
-    typer.Option("--order", help="K of a DU-Net's order-K connectivity.", show_default="1"),
+    typer.Option(
+        "--order", help="K of a DU-Net's order-K connectivity.", show_default="1; of one U-Net 0"
+    ),
 ]
 SupervisionsOption = Annotated[
     int, typer.Option("--supervisions", help="Number of U-Nets with a head; 0: all.")
@@ -44,10 +46,14 @@ FOR_FEDERATION = ("flwr", "ray", "tensorboard", "tomli-w")
 MIN_FREE_BYTES = 2 * 10**9  # disk for made data, caches and a few runs
 
 
-def warn_of_order(model: str, order: int | None) -> None:
-    """Says so on standard error if an order was given for a network that has none."""
+def order_of(model: str, unets: int, order: int | None) -> int:
+    """The order as given, else 1, the paper's; a single U-Net has order 0 only.
+
+    Says so on standard error if an order was given for a network that has none.
+    """
     if model == "stacked" and order is not None:
         print("--order has no effect with --model stacked", file=sys.stderr)
+    return int(unets > 1) if order is None else order
 
 
 def sizes(
@@ -68,11 +74,10 @@ def sizes(
     convolutions in float16, header and setting. Training moves it by some bytes, for values that
     no grid of 8 bits suits. With weights at 32 bits it is the float32 state.
     """
-    warn_of_order(model, order)
     config = RunConfig().replace(
         model__kind=model,
         model__unets=unets,
-        model__order=1 if order is None else order,
+        model__order=order_of(model, unets, order),
         model__supervisions=supervisions,
         model__iterative=iterative,
         quant__bits=bits,

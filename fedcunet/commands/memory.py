@@ -16,7 +16,7 @@ from fedcunet.commands.machine import (
     JsonOption,
     ModelOption,
     OrderOption,
-    warn_of_order,
+    order_of,
 )
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
@@ -103,13 +103,12 @@ def memory(
 
     With --sweep: a table of all settings, and the paper's Fig. 5.
     """
-    warn_of_order(model, order)
     if input_quantizer is None:
         input_quantizer = "ranged" if storage == "float32" else "source"
     config = RunConfig().replace(
         model__kind=model,
         model__unets=unets,
-        model__order=1 if order is None else order,
+        model__order=order_of(model, unets, order),
         model__iterative=iterative,
         data__size=size,
         training__batch_size=batch,

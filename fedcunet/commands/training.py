@@ -1,6 +1,7 @@
 """The commands `train`, `evaluate` and `predict`."""
 
 import json
+import math
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
@@ -18,7 +19,7 @@ from fedcunet.commands.machine import (
     ModelOption,
     OrderOption,
     SupervisionsOption,
-    warn_of_order,
+    order_of,
 )
 from fedcunet.config import DataConfig, RunConfig, UpdateConfig
 from fedcunet.data import DATASETS, Annotation, AnnotationSet, load
@@ -27,6 +28,7 @@ from fedcunet.data.crops import Crops, apply_affine
 from fedcunet.data.drawing import draw_landmarks
 from fedcunet.data.images import read_image, write_image
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.training.central import BEST, Epoch, train_network
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint, to_device
 from fedcunet.training.distributed import Team, team_of_torchrun
@@ -127,12 +129,11 @@ def train(
     history.jsonl (a line an epoch) and, where TensorBoard is installed, its logs in tensorboard/.
     Decoded crops are kept in .fedcunet/cache for the next training.
     """
-    warn_of_order(model, order)
     config = RunConfig().replace(
         seed=seed,
         model__kind=model,
         model__unets=unets,
-        model__order=1 if order is None else order,
+        model__order=order_of(model, unets, order),
         model__supervisions=supervisions,
         model__supervision=supervision,
         model__iterative=iterative,
@@ -249,12 +250,13 @@ def evaluate(
             crops,
             landmarks=landmarks,
             flip_test=flip_test,
+            flip_order=loaded.scheme.flip_order,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     result: dict[str, Any] = {
         "images": len(crops),
         found.metric_name: found.percent,
-        "per_landmark": [round(float(value), 4) for value in found.per_landmark_K],
+        "per_landmark": [_rounded(float(value)) for value in found.per_landmark_K],
         "auc": found.auc,
         "failure_percent": found.failure_percent,
         "mean_shape_percent": _mean_shape_percent(loaded, test_set, crops, data, root, boxes),
@@ -294,7 +296,12 @@ def predict(
     annotations = [_unlabelled(path, loaded.scheme, box) for path in images]
     size = loaded.config.data.size
     crops = Crops(annotations, loaded.scheme, size=size, budget_bytes=0, oriented=True)
-    out.mkdir(parents=True, exist_ok=True)
+    overwritten = {out.resolve() / f"{path.stem}.png" for path in images}
+    overwritten &= {path.resolve() for path in images}
+    if overwritten:
+        raise UserError(
+            f"--out {out}: {min(overwritten)} would be overwritten; name another folder"
+        )
     points: dict[str, Any] = {}
     with _progress(Console(stderr=True)) as progress:
         bar = progress.add_task("images", total=len(images))
@@ -311,7 +318,7 @@ def predict(
                 write_image(out / f"{path.stem}.png", picture)
                 points[path.name] = np.round(found_K2, 2).tolist()
                 progress.advance(bar)
-    (out / "points.json").write_text(json.dumps(points) + "\n", encoding="utf-8")
+    write_atomically(out / "points.json", json.dumps(points) + "\n")
     if as_json:
         print(json.dumps(points))
     else:
@@ -402,6 +409,11 @@ def _mean_shape_percent(
     return evaluate_mean_shape(_crops(loaded, train_set), test_set, crops).percent
 
 
+def _rounded(value: float) -> float | None:
+    """None for what JSON has no number for: the rate of a joint that nobody has."""
+    return round(value, 4) if math.isfinite(value) else None
+
+
 def _boxes_text(found: AnnotationSet) -> str:
     scheme = found.scheme
     origins = {annotation.box_origin for annotation in found.annotations}
@@ -433,6 +445,12 @@ def _unlabelled(path: Path, scheme: LandmarkScheme, box: str | None) -> Annotati
             x, y, box_width, box_height = map(float, box.split(","))
         except ValueError:
             raise UserError(f"--box: expected x,y,w,h, found '{box}'") from None
+        sides = box_width > 0 and box_height > 0
+        if not (sides and x < width and y < height and x + box_width > 0 and y + box_height > 0):
+            raise UserError(
+                f"--box {box}: expected a box with an area that meets {path}, "
+                f"{width}x{height} pixels"
+            )
         corners = (x, y, box_width, box_height)
     return Annotation(
         image=path,

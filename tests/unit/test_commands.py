@@ -16,6 +16,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data import FACE68
 from fedcunet.data.images import read_image, write_image
 from fedcunet.training.checkpoint import save_checkpoint
+from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.network import build_network
 
 FACES = {
@@ -87,6 +88,12 @@ def test_sizes_are_the_papers(command: Command) -> None:
     assert round(sizes["bytes_float32"] / 2**20, 1) == 62.3
     # Weights at one bit; first and last convolutions in float16, two bytes a channel of BatchNorm.
     assert sizes["bytes_packed"] == pytest.approx(1.99e6 + 2 * 51_584 + 2 * 102_000, rel=0.02)
+
+
+def test_a_single_unet_needs_no_order(command: Command) -> None:
+    code, out, _ = command("fedcunet", "sizes", "--unets", 1, "--json")
+    assert (code, json.loads(out)["conv_parameters"] > 0) == (0, True)
+    assert command("fedcunet", "sizes", "--unets", 1, "--order", 1)[0] == 2
 
 
 def test_training_then_evaluating_then_predicting(
@@ -194,6 +201,70 @@ def test_predict_gives_the_points_of_the_picture_that_viewers_show(
     picture_HW3 = read_image(tmp_path / "out" / "phone.png")
     assert picture_HW3.shape[0] < picture_HW3.shape[1]
     assert (picture_HW3 == read_image(tmp_path / "out" / "upright.png")).all()
+
+
+def test_predict_never_writes_over_the_images_it_reads(
+    command: Command, tmp_path: Path, untrained: Path
+) -> None:
+    image = tmp_path / "in" / "a.png"
+    write_image(image, np.zeros((20, 20, 3), dtype=np.uint8))
+    before = image.read_bytes()
+    code, _, err = command(
+        "fedcunet", "predict", image, "--checkpoint", untrained, "--out", image.parent / "." / "."
+    )
+    assert (code, "a.png would be overwritten" in err) == (2, True)
+    assert image.read_bytes() == before
+    assert [path.name for path in image.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "box", ["20,0,5,5", "0,20,5,5", "-5,0,5,5", "0,-5,5,5", "nan,0,5,5", "9,9,-5,5"]
+)
+def test_predict_refuses_a_box_outside_the_image(
+    command: Command, tmp_path: Path, untrained: Path, box: str
+) -> None:
+    image = tmp_path / "a.png"
+    write_image(image, np.zeros((20, 20, 3), dtype=np.uint8))
+    code, out, err = command(
+        "fedcunet", "predict", image, "--checkpoint", untrained, "--out", tmp_path / "o",
+        f"--box={box}",
+    )  # fmt: skip
+    assert (code, out) == (2, "")
+    assert f"--box {box}: expected a box with an area that meets {image}, 20x20 pixels" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    command: Command, tmp_path: Path, untrained: Path
+) -> None:
+    image = tmp_path / "a.png"
+    write_image(image, np.zeros((20, 20, 3), dtype=np.uint8))
+    code, out, err = command(
+        "fedcunet", "export", "--checkpoint", untrained, "--format", "safetensors",
+        "--out", image / "x.safetensors",
+    )  # fmt: skip
+    assert (code, out) == (1, "")
+    assert err.strip().splitlines()[-1].startswith(f"fedcunet: {image}")
+    assert "Traceback" not in err
+
+
+def test_the_rate_of_a_joint_that_nobody_has_is_null(
+    command: Command,
+    root: Path,
+    untrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody_has_the_first(*arguments: object, **options: object) -> Evaluation:
+        found = evaluate(*arguments, **options)  # type: ignore[arg-type]
+        found.per_landmark_K[0] = np.nan
+        return found
+
+    monkeypatch.setattr("fedcunet.commands.training.evaluate_network", nobody_has_the_first)
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", root, "--json"]
+    code, text, _ = command("fedcunet", "evaluate", *arguments)
+    assert code == 0
+    assert "NaN" not in text
+    assert json.loads(text)["per_landmark"][0] is None
 
 
 def test_evaluate_takes_the_flip_test(command: Command, root: Path, untrained: Path) -> None:
