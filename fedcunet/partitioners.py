@@ -44,6 +44,8 @@ def deal(
             seed=seed,
             sizes=setting.partition_sizes,
         )
+    if num_clients < 1:
+        raise UserError(f"partition: expected 1 client or more, found {num_clients}")
     groups = photos_of(annotations, num_clients)
     name = setting.partition.removeprefix("flwr:")
     labels, arguments = [""] * len(groups), {}

@@ -71,6 +71,11 @@ def _load_several(names: list[str], roots: list[str], subset: str, boxes: str) -
             f"data set {'+'.join(names)}: expected {len(names)} folders with a comma between them, "
             f"found {len(roots)}: {','.join(roots)}"
         )
+    if "lsp-oc" in names:  # where a person turns away, left and right are exchanged
+        raise UserError(
+            f"data set {'+'.join(names)}: left and right are the picture's in lsp-oc and the "
+            "person's in all others; expected lsp"
+        )
     wanted = len(names) if subset in ("train", "all") else 1
     pairs = list(zip(names, roots, strict=True))[:wanted]
     return mixed([load(name, root, subset, boxes=boxes) for name, root in pairs], subset)

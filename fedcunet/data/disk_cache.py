@@ -27,6 +27,7 @@ _MAGIC = b"fcc1"
 _TOTAL = "total"
 _TOTAL_DIGITS = 20  # always as many, so that the file is never cut short
 _SUFFIX = ".crop"
+_UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
 _STALE_SECONDS = 24 * 3600  # what nobody used for a day gives way when the folder is full
 _FULL_SECONDS = 60.0  # how long a process takes a full folder to stay full
 
@@ -91,7 +92,7 @@ class DiskCache:
     def _write(self, path: Path, blob: bytes) -> None:
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(blob)
@@ -135,7 +136,7 @@ class DiskCache:
                 status = path.stat()
                 if path.suffix == _SUFFIX:
                     files.append((status.st_mtime, status.st_size, path))
-                else:
+                elif path.name.startswith(_UNFINISHED):
                     path.unlink()  # its writer died: the lock is ours
             except FileNotFoundError:
                 continue

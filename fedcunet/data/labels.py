@@ -44,7 +44,9 @@ def labels_of(annotations: Sequence[Annotation], label: Label) -> list[str]:
     """
     names = [label_of(annotation, label) for annotation in annotations]
     if not any(names):
-        raise UserError(f"partition: expected photos with a {label}, found none among {len(names)}")
+        raise UserError(
+            f"partition: expected photos of known {label}, found none among {len(names)}"
+        )
     if label == "video":
         return [
             name or f"photo {annotation.photo}"

@@ -145,6 +145,22 @@ def test_what_nobody_used_for_a_day_gives_way(
     assert bytes_of(tmp_path) <= 1000
 
 
+def test_making_room_removes_what_a_dead_writer_left_and_nothing_of_others(
+    tmp_path: Path, generator: np.random.Generator
+) -> None:
+    cache = DiskCache(tmp_path, 1000)
+    key = cache.key("a")
+    (tmp_path / key[:2]).mkdir()
+    others = [tmp_path / key[:2] / name for name in ("notes.txt", ".hidden")]
+    for path in others:
+        path.write_text("mine")
+    left = tmp_path / key[:2] / ".unfinished-1"
+    left.write_bytes(b"half")
+    assert cache.put(key, pixels(generator), (1, 1), (0, 0))  # counts the folder: it is new
+    assert [path.read_text() for path in others] == ["mine", "mine"]
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"-1", b"many", b"\xff"])
 def test_a_damaged_total_is_counted_again(
     tmp_path: Path, generator: np.random.Generator, content: bytes

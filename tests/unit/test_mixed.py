@@ -133,6 +133,12 @@ def test_by_name_training_has_all_sets_and_a_test_the_first_alone(roots: str) ->
     assert [a.photo for a in load("mpii+lsp", other, "test").annotations] == ["mpii/2"]
 
 
+@pytest.mark.parametrize("name", ["lsp-oc+mpii", "lsp+lsp-oc"])
+def test_observer_centric_joints_mix_with_no_others(roots: str, name: str) -> None:
+    with pytest.raises(UserError, match="left and right are the picture's in lsp-oc"):
+        load(name, roots, "train")
+
+
 def test_every_set_needs_its_folder(roots: str) -> None:
     with pytest.raises(UserError, match=r"lsp\+mpii: expected 2 folders with a comma"):
         load("lsp+mpii", roots.split(",")[0], "train")

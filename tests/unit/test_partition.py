@@ -186,7 +186,7 @@ def test_unknown_labels_are_refused_and_photos_without_video_stand_alone() -> No
         for face in faces
     ]
     for scheme in ("category", "activity", "video", "dirichlet-video", "visibility"):
-        with pytest.raises(UserError, match=r"expected photos with a \w+, found none among 40"):
+        with pytest.raises(UserError, match=r"expected photos of known \w+, found none among 40"):
             _part(bare, scheme=scheme)
     parts = _part([*bare[:-1], faces[-1]], scheme="video", num_clients=4)
     assert [len(part) for part in parts] == [10] * 4
@@ -302,6 +302,13 @@ def test_flowers_partitioners_that_cannot_deal_say_so(seed: int) -> None:
     setting = RunConfig().replace(federation__partition="flwr:ExponentialPartitioner").federation
     with pytest.raises(UserError, match="ExponentialPartitioner: cannot deal 440 photos to 40"):
         deal(_faces(_MIXED), setting, num_clients=40, seed=seed)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "flwr:ShardPartitioner"])
+def test_nothing_is_dealt_to_no_client(scheme: str) -> None:
+    setting = RunConfig().replace(federation__partition=scheme).federation
+    with pytest.raises(UserError, match="expected 1 client or more, found 0"):
+        deal(_faces({"a": [1] * 20}), setting, num_clients=0, seed=0)
 
 
 def test_without_flwr_datasets_its_schemes_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
