@@ -10,7 +10,6 @@ import numpy as np
 
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet
-from fedcunet.data.crops import Crops
 from fedcunet.data.w300 import SUBSETS
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
@@ -18,6 +17,7 @@ from fedcunet.paper.measures import forward_seconds, packed_bytes, parameter_cou
 from fedcunet.training.central import HISTORY, LAST, Epoch, train_network
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint
 from fedcunet.training.evaluation import evaluate
+from fedcunet.training.local import crops_of
 
 SETTING, RESULT, TRAIN_CURVE = "setting.json", "result.json", "train-curve.json"
 
@@ -128,13 +128,13 @@ def _score_training(out: Path, train_set: AnnotationSet, epoch: int) -> None:
     if str(epoch) in curve:
         return
     loaded = load_checkpoint(out / LAST)
-    crops = _crops(loaded.config, train_set)
+    crops = crops_of(loaded.config.data, train_set)
     curve[str(epoch)] = evaluate(loaded.model, train_set, crops).percent
     _write_json(out / TRAIN_CURVE, curve)
 
 
 def _result(loaded: Checkpoint, test_set: AnnotationSet, out: Path) -> RowResult:
-    crops = _crops(loaded.config, test_set)
+    crops = crops_of(loaded.config.data, test_set)
     found = evaluate(loaded.model, test_set, crops)
     lines = (out / HISTORY).read_text(encoding="utf-8").splitlines()
     by_epoch = {int(line["epoch"]): line for line in map(json.loads, lines)}
@@ -166,15 +166,6 @@ def _mean_of(
     if metric != "nme_percent" or not chosen_N.any():
         return None
     return float(error_N[chosen_N].mean())
-
-
-def _crops(config: RunConfig, found: AnnotationSet) -> Crops:
-    return Crops(
-        found.annotations,
-        found.scheme,
-        size=config.data.size,
-        budget_bytes=config.data.cache_bytes,
-    )
 
 
 def _read_result(path: Path) -> RowResult:
