@@ -156,7 +156,15 @@ def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
         shutil.copy(picture, tmp_path / "images" / f"im{number:05d}.jpg")
     arguments = ["--checkpoint", out / "best.safetensors", "--json", "--root"]
     code, text, err = command(
-        "fedcunet", "evaluate", "--data", "lspet", "--subset", "all", *arguments, tmp_path
+        "fedcunet",
+        "evaluate",
+        "--data",
+        "lspet",
+        "--subset",
+        "all",
+        *arguments,
+        tmp_path,
+        "--flip-test",
     )
     result = json.loads(text)
     assert code == 0

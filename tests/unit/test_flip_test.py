@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from fedcunet.config import RunConfig
-from fedcunet.data import FACE68, MPII16, SCHEMES, Annotation, AnnotationSet, LandmarkScheme
+from fedcunet.data import (
+    FACE68,
+    LSP14,
+    MPII16,
+    SCHEMES,
+    Annotation,
+    AnnotationSet,
+    LandmarkScheme,
+)
+from fedcunet.data.annotations import landmarks_in
 from fedcunet.data.crops import Crops
 from fedcunet.data.heatmaps import decode_heatmaps, gaussian_heatmaps
 from fedcunet.training.evaluation import evaluate, mirror_heatmaps, predict
@@ -59,6 +68,25 @@ def test_a_mirrored_picture_has_the_mirrored_prediction(
     # Without it the two are told apart: a network is not symmetric by itself.
     plain_K2, mirror_K2 = predict(model, crops)
     assert np.abs(mirror_K2[order] * (-1, 1) + (SIDE - 1, 0) - plain_K2).max() > 1
+
+
+def test_a_network_of_mpii_mirrors_its_own_landmarks_on_the_people_of_lsp(
+    tmp_path: Path, generator: np.random.Generator
+) -> None:
+    found = picture_and_mirror(tmp_path, generator, LSP14)
+    for annotation in found:
+        annotation.points_K2[:] = generator.uniform(5, 60, (14, 2))
+    people = AnnotationSet(
+        name="made", subset="test", scheme=LSP14, annotations=tuple(found), problems=()
+    )
+    crops = Crops(found, LSP14, size=SIDE)
+    model = build_network(RunConfig().replace(model__unets=1, model__order=0, seed=3), 16)
+    order = list(MPII16.flip_order)
+    plain_K2, mirror_K2 = predict(model, crops, flip_test=True, flip_order=order)
+    np.testing.assert_allclose(mirror_K2[order] * (-1, 1) + (SIDE - 1, 0), plain_K2, atol=1e-3)
+    landmarks = landmarks_in(MPII16, LSP14)
+    result = evaluate(model, people, crops, landmarks=landmarks, flip_test=True, flip_order=order)
+    assert len(result.per_landmark_K) == 14
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda scheme: scheme.name)
