@@ -16,6 +16,7 @@ from clients.keys import check_key, make_key
 from clients.state import forget_old_runs
 from clients.supernode import Supernode, node_config_text
 from fedcunet.commands.errors import run_app
+from fedcunet.data import DATASETS
 from fedcunet.errors import UserError
 from fedcunet.processes import host_and_port
 
@@ -50,7 +51,7 @@ def keygen(
 @app.command()
 def join(
     server: Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")],
-    data: Annotated[str, typer.Option("--data", help="Data set: 300w, faces, mpii, lsp, lspet.")],
+    data: Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")],
     root: Annotated[Path, typer.Option("--root", help="Folder of the images.")],
     authority: Annotated[Path | None, typer.Option("--ca", help="The server's ca.pem.")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="This node's private key.")] = None,

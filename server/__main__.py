@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from fedcunet.commands.errors import run_app
+from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
 from server import admission
 from server.certificates import Certificates, make_certificates, names_of_file
@@ -198,7 +199,7 @@ def health(folder: FolderOption = DEFAULT_FOLDER) -> None:
 def run(
     setting: Annotated[Path, typer.Argument(help="Setting file (TOML).")],
     data: Annotated[
-        str | None, typer.Option("--data", help="Data set: 300w, faces, mpii, lsp or lspet.")
+        str | None, typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}.")
     ] = None,
     root: Annotated[
         str | None,
