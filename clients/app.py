@@ -24,7 +24,7 @@ from torch import nn
 
 from clients.devices import device_time, profile_named
 from clients.state import ClientState
-from fedcunet import rounds
+from fedcunet import terms
 from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
@@ -87,13 +87,13 @@ def train(message: Message, context: Context) -> Message:
     config, values, model = task.config, task.values, task.model
     crops = CropSubset(_crops(config.data), _own_parts(config, context)[0].tolist())
     result = _train_locally(
-        model, crops, config, float(values[rounds.LEARNING_RATE]), task.client, task.round
+        model, crops, config, float(values[terms.LEARNING_RATE]), task.client, task.round
     )
 
     begin = time.perf_counter()
     state = ClientState(
         folder=Path(config.federation.state_dir),
-        token=_checked_token(values[rounds.TOKEN]),
+        token=_checked_token(values[terms.TOKEN]),
         client=task.client,
     )
     coded = _encode(
@@ -102,7 +102,7 @@ def train(message: Message, context: Context) -> Message:
         task.layout,
         state,
         task.round,
-        acknowledged_round=int(values[rounds.ACKNOWLEDGED]),
+        acknowledged_round=int(values[terms.ACKNOWLEDGED]),
     )
     encode_seconds = time.perf_counter() - begin
     metrics = _metrics(result, coded, task.bytes_down, task.layout, config, _device(context))
@@ -154,13 +154,13 @@ def _task(message: Message, context: Context) -> _Task:
     """
     blob, values = read_model(message)
     config = _local_config(values, context)
-    client, round_number = int(values[rounds.CLIENT]), int(values[rounds.ROUND])
+    client, round_number = int(values[terms.CLIENT]), int(values[terms.ROUND])
     if _client_id(context) not in (client, UNKNOWN_CLIENT):
         raise UserError(f"message for client {client} reached client {_client_id(context)}")
     torch.set_num_threads(config.training.threads)
     cv2.setNumThreads(config.training.threads)
     model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
-    received = admit(blob, rounds.model_payload(layout, config.seed, round_number))
+    received = admit(blob, terms.model_payload(layout, config.seed, round_number))
     if isinstance(received, Rejection):
         raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
     start_N = received.decode()
@@ -212,7 +212,7 @@ def _encode(
     acknowledged_round: int,
 ) -> bytes:
     """The payload of the update; with error feedback, what the coding lost is kept for later."""
-    expected = rounds.update_payload(layout, config, round_number, state.client)
+    expected = terms.update_payload(layout, config, round_number, state.client)
     if not config.update.error_feedback:
         return pack(update_N, expected)
     before_N = state.residual(len(update_N), acknowledged_round)
@@ -252,7 +252,7 @@ def _local_config(values: Mapping[str, ConfigScalar], context: Context) -> RunCo
     if not values:  # a question who we are comes without a setting
         values = context.run_config
         setting = {key: value for key, value in values.items() if "." in key or key == "seed"}
-    for key in rounds.LOCAL_KEYS:
+    for key in terms.LOCAL_KEYS:
         own = context.node_config.get(key, context.run_config.get(key))
         if own is not None:
             setting[key] = own

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fedcunet.records import BadReply, EvaluationReply
+
 MAX_PERCENT = 1e6  # an untrained network's NME runs to hundreds
 
 
@@ -76,7 +78,45 @@ class ClientEvaluation:
         }
 
 
-def judge(metrics: Mapping[str, int | float], num_examples: int, expected: int) -> tuple[str, str]:
+def score_of(
+    reply: EvaluationReply | BadReply | None,
+    *,
+    round: int,
+    client: int,
+    expected: int,
+    bytes_down: int,
+) -> ClientScore:
+    """What became of one client's evaluation.
+
+    Args:
+        reply: what came, None if nothing did.
+        round: of the model.
+        client: who was asked.
+        expected: the number of images that the client said it keeps back.
+        bytes_down: of the model that was sent.
+    """
+    num_examples, num_bytes, percent = 0, 0, None
+    if reply is None:
+        outcome, detail = "no-reply", "nothing came before the wall-clock guard"
+    elif isinstance(reply, BadReply):
+        outcome, detail = reply.reason, reply.detail
+    else:
+        num_examples, num_bytes = reply.num_examples, reply.num_bytes
+        outcome, detail = _judge(reply.metrics, num_examples, expected)
+        percent = float(reply.metrics["percent"]) if outcome == "accepted" else None
+    return ClientScore(
+        round=round,
+        client=client,
+        outcome=outcome,
+        detail=detail,
+        num_examples=num_examples,
+        percent=percent,
+        bytes_up=num_bytes,
+        bytes_down=bytes_down,
+    )
+
+
+def _judge(metrics: Mapping[str, int | float], num_examples: int, expected: int) -> tuple[str, str]:
     """Outcome and detail of a well-formed answer: accepted, or why it cannot be used."""
     if num_examples != expected:
         return (

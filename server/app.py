@@ -22,7 +22,9 @@ from fedcunet.data.crops import Crops
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.measured import summary_figures
 from fedcunet.metrics import balance_index
-from fedcunet.rounds import ClientLine, RoundLine, Server, evaluation_due
+from fedcunet.replies import ClientLine, RoundLine
+from fedcunet.rounds import Server
+from fedcunet.terms import evaluation_due
 from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,

@@ -25,7 +25,7 @@ from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
-from fedcunet.rounds import ClientLine, RoundLine
+from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fedcunet import rounds
+from fedcunet import rounds, terms
 from fedcunet.aggregation import statistics_mask
 from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
@@ -22,6 +22,7 @@ from fedcunet.records import (
     read_model,
     update_content,
 )
+from fedcunet.replies import ClientLine, RoundLine
 from simulations.loopback import LoopbackGrid
 
 LAYOUT = Layout.from_tensors({"a.weight": (40,), "b.bias": (3,)}, fine={"b.bias"})
@@ -37,8 +38,8 @@ class Watcher:
     """Keeps what the round loop tells."""
 
     def __init__(self) -> None:
-        self.lines: list[rounds.RoundLine] = []
-        self.clients: list[rounds.ClientLine] = []
+        self.lines: list[RoundLine] = []
+        self.clients: list[ClientLine] = []
         self.states: list[np.ndarray] = []
         self.evaluations: list[ClientEvaluation | None] = []
 
@@ -47,8 +48,8 @@ class Watcher:
 
     def round_done(
         self,
-        line: rounds.RoundLine,
-        clients: list[rounds.ClientLine],
+        line: RoundLine,
+        clients: list[ClientLine],
         state_N: np.ndarray,
         evaluation: ClientEvaluation | None,
     ) -> None:
@@ -64,7 +65,7 @@ def honest(client: int, round_number: int, model: np.ndarray, message: Message) 
 
 
 def reply(client: int, round_number: int, update: np.ndarray, **metrics: Any) -> RecordDict:
-    expected = rounds.update_payload(LAYOUT, CONFIG, round_number, client)
+    expected = terms.update_payload(LAYOUT, CONFIG, round_number, client)
     values = {"num-examples": EXAMPLES[client], "loss": 1.0, "device-seconds": 1.0} | metrics
     return update_content(pack(update, expected), values)
 
@@ -81,7 +82,7 @@ def run(
             return Message(content, reply_to=message)
         blob, values = read_model(message)
         number = int(values["round"])
-        model = admit(blob, rounds.model_payload(LAYOUT, CONFIG.seed, number))
+        model = admit(blob, terms.model_payload(LAYOUT, CONFIG.seed, number))
         assert isinstance(model, Admitted)
         answer = odd if odd is not None and client == 2 else honest
         content = answer(client, number, model.decode(), message)
@@ -114,8 +115,8 @@ def test_honest_clients_give_the_mean_weighted_by_their_examples() -> None:
 
 def test_bytes_are_the_lengths_of_what_was_sent() -> None:
     watcher, _ = run()
-    up = rounds.update_payload(LAYOUT, CONFIG, 1, 0).payload_limits[1]
-    down = rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
+    up = terms.update_payload(LAYOUT, CONFIG, 1, 0).payload_limits[1]
+    down = terms.model_payload(LAYOUT, 0, 1).payload_limits[1]
     assert watcher.lines[0].bytes_up == 4 * up
     assert watcher.lines[0].bytes_down == 4 * down
     assert watcher.clients[0].bits_per_parameter == 8 * up / 43
@@ -132,7 +133,7 @@ def packed(client: int, update: np.ndarray, expected: Any, tail: bytes = b"") ->
 
 
 def own(client: int, round_number: int, config: RunConfig = CONFIG) -> Any:
-    return rounds.update_payload(LAYOUT, config, round_number, client)
+    return terms.update_payload(LAYOUT, config, round_number, client)
 
 
 EDEN = CONFIG.replace(update__codec="eden", update__bits=2)
@@ -145,7 +146,7 @@ HOSTILE: dict[str, Reply] = {
     "wrong-seed": lambda c, n, m, _: packed(c, m, own(c, n, CONFIG.replace(seed=9))),
     "wrong-codec": lambda c, n, m, _: packed(c, m, own(c, n, EDEN)),
     "wrong-layout": lambda c, n, m, _: packed(
-        c, m[:5], rounds.update_payload(Layout.vector(5), CONFIG, n, c)
+        c, m[:5], terms.update_payload(Layout.vector(5), CONFIG, n, c)
     ),
     "bad-num-examples": lambda c, n, m, _: reply(c, n, m, **{"num-examples": 10**6}),
     "bad-metrics": lambda c, n, m, _: reply(c, n, m, loss=float("nan")),
@@ -169,7 +170,7 @@ def test_values_that_are_not_finite_are_refused_after_decoding() -> None:
     def poisoned(client: int, number: int, model: np.ndarray, _: Message) -> RecordDict:
         # The encoder refuses NaN, so they are written into a valid payload with a new checksum.
         update = np.full(43, 7.0, dtype=np.float32)
-        blob = pack(update, rounds.update_payload(LAYOUT, CONFIG, number, client))
+        blob = pack(update, terms.update_payload(LAYOUT, CONFIG, number, client))
         seven, nan = np.float32(7).tobytes(), np.float32(np.nan).tobytes()
         body = blob[:-8].replace(seven, nan)
         blob = body + hashlib.blake2b(body, digest_size=8).digest()
@@ -192,7 +193,7 @@ def test_large_batchnorm_variances_are_no_large_update() -> None:
         if message.metadata.message_type == "query":
             return Message(description_content(0, 5, ""), reply_to=message)
         content = update_content(
-            pack(update, rounds.update_payload(layout, CONFIG, 1, 0)),
+            pack(update, terms.update_payload(layout, CONFIG, 1, 0)),
             {"num-examples": 5, "loss": 1.0},
         )
         return Message(content, reply_to=message)
@@ -244,7 +245,7 @@ def test_acknowledgements_name_the_last_round_that_was_taken() -> None:
 def test_paths_of_a_clients_own_machine_are_never_sent() -> None:
     def checking(client: int, number: int, model: np.ndarray, message: Message) -> RecordDict:
         keys = set(read_model(message)[1])
-        assert not keys & set(rounds.LOCAL_KEYS)
+        assert not keys & set(terms.LOCAL_KEYS)
         assert "training.learning-rate" in keys
         return honest(client, number, model, message)
 
@@ -255,13 +256,13 @@ def test_paths_of_a_clients_own_machine_are_never_sent() -> None:
 def test_a_part_of_the_clients_is_chosen_by_seed_and_round() -> None:
     config = CONFIG.replace(federation__fraction=0.5, federation__over_selection=1.5)
     clients = list(range(100, 120))
-    first, wanted = rounds.select(clients, config, 1)
+    first, wanted = terms.select(clients, config, 1)
     assert wanted == 10
     assert len(first) == 15
     assert first == sorted(first)
-    assert first == rounds.select(clients, config, 1)[0]
-    assert first != rounds.select(clients, config, 2)[0]
-    assert first != rounds.select(clients, config.replace(seed=1), 1)[0]
+    assert first == terms.select(clients, config, 1)[0]
+    assert first != terms.select(clients, config, 2)[0]
+    assert first != terms.select(clients, config.replace(seed=1), 1)[0]
 
 
 def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
@@ -323,7 +324,7 @@ def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any
         elif kind == "evaluate":
             blob, values = read_model(message)
             number = int(values["round"])
-            model = admit(blob, rounds.model_payload(LAYOUT, CONFIG.seed, number))
+            model = admit(blob, terms.model_payload(LAYOUT, CONFIG.seed, number))
             assert isinstance(model, Admitted)
             # The model after the round: each adds the mean of 1 to 4, weighted by examples.
             assert model.decode() == pytest.approx(np.full(43, 3.0 * number))
@@ -362,7 +363,7 @@ def test_clients_that_keep_images_back_evaluate_the_model_after_the_round() -> N
     assert figures["client_spread_percent"] == pytest.approx(np.std([10, 20, 30]))
     assert figures["client_evaluations"] == {"accepted": 3}
     assert (
-        figures["evaluation_bytes_down"] == 3 * rounds.model_payload(LAYOUT, 0, 1).payload_limits[1]
+        figures["evaluation_bytes_down"] == 3 * terms.model_payload(LAYOUT, 0, 1).payload_limits[1]
     )
     content = evaluation_content({"percent": 10.0, "num-examples": 1})
     assert figures["evaluation_bytes_up"] == 3 * content["metrics"].count_bytes()

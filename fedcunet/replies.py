@@ -1,0 +1,176 @@
+"""The replies of one round: admitted or refused with a reason, summed, and told in lines."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from fedcunet.aggregation import MeanAccumulator, statistics_mask
+from fedcunet.config import RunConfig
+from fedcunet.payload import (
+    Admitted,
+    Layout,
+    Refused,
+    Rejection,
+    admit,
+    bits_per_parameter,
+    check_values,
+)
+from fedcunet.records import BadReply, Description, Reply
+from fedcunet.terms import update_payload
+
+MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLine:
+    """What became of one client in one round: a line of `clients.jsonl`."""
+
+    round: int
+    client: int
+    outcome: str  # accepted, or the reason why not
+    detail: str
+    num_examples: int
+    bytes_up: int
+    bytes_down: int
+    bits_per_parameter: float
+    device: str  # name of its device profile
+    metrics: dict[str, int | float]  # as the client reported them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundLine:
+    """What became of one round: a line of `metrics.jsonl`."""
+
+    round: int
+    outcome: Literal["committed", "abandoned"]
+    reason: str
+    replies: dict[str, int]  # accepted, and a count of each reason
+    train_loss: float | None  # mean of the accepted clients', weighted by examples
+    bytes_up: int
+    bytes_down: int
+    device_seconds: float  # of the slowest client that was waited for
+    seconds: float  # wall time without evaluation
+    learning_rate: float
+    reproducible: bool  # False if the wall-clock guard decided who was late
+
+
+@dataclass(kw_only=True, slots=True)
+class RoundReplies:
+    """The replies of one round while they are judged and added up."""
+
+    config: RunConfig
+    layout: Layout
+    clients: Mapping[int, Description]  # by client id
+    number: int  # of the round
+    bytes_down: int  # to each client
+    lines: list[ClientLine] = field(default_factory=list)
+    admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
+
+    def judge(self, client: int, reply: Reply | BadReply | None) -> None:
+        """Admits the client's reply, or notes why not. Called in the order of the client ids."""
+        if reply is None:
+            self._note(client, "no-reply", "nothing came before the wall-clock guard")
+            return
+        if isinstance(reply, BadReply):
+            self._note(client, reply.reason, reply.detail)
+            return
+        expected = update_payload(self.layout, self.config, self.number, client)
+        result = admit(reply.blob, expected)
+        known = self.clients[client].num_examples
+        deadline = self.config.federation.deadline_seconds
+        seconds = reply.metrics.get("device-seconds", 0.0)
+        outcome, detail = "accepted", ""
+        if isinstance(result, Rejection):
+            outcome, detail = result.reason, result.detail
+        elif reply.num_examples != known:
+            outcome = "bad-num-examples"
+            detail = f"said {reply.num_examples} examples, described itself with {known}"
+        elif deadline and seconds > deadline:
+            outcome = "late"
+            detail = f"{seconds:.1f} s on its device, {deadline:g} s are given"
+        else:
+            self.admitted[client] = (result, reply.num_examples)
+        self._note(client, outcome, detail, reply)
+
+    def _note(self, client: int, outcome: str, detail: str, reply: Reply | None = None) -> None:
+        blob = reply.blob if reply else b""
+        self.lines.append(
+            ClientLine(
+                round=self.number,
+                client=client,
+                outcome=outcome,
+                detail=detail,
+                num_examples=reply.num_examples if reply else 0,
+                bytes_up=len(blob),
+                bytes_down=self.bytes_down,
+                bits_per_parameter=bits_per_parameter(blob, self.layout),
+                device=self.clients[client].device,
+                metrics=reply.metrics if reply else {},
+            )
+        )
+
+    def _reject(self, client: int, rejection: Rejection) -> None:
+        for index, line in enumerate(self.lines):
+            if line.client == client:
+                self.lines[index] = dataclasses.replace(
+                    line, outcome=rejection.reason, detail=rejection.detail
+                )
+        del self.admitted[client]
+
+    def mean(self, state_N: np.ndarray, needed: int) -> np.ndarray | str:
+        """The mean of the admitted updates to `state_N`, or why there is none.
+
+        An update whose values cannot be taken is refused here; `needed` must remain.
+        """
+        if len(self.admitted) >= needed:
+            total = MeanAccumulator(self.layout, state_N)
+            is_statistic_N = statistics_mask(self.layout)
+            for client, (update, num_examples) in list(self.admitted.items()):
+                try:
+                    vector_N = update.decode()
+                    refused = self._refusal(vector_N, is_statistic_N)
+                except Refused as error:
+                    refused = error.rejection
+                if refused is not None:
+                    self._reject(client, refused)
+                else:
+                    total.add(vector_N, num_examples)
+            if len(self.admitted) >= needed:
+                return total.mean()
+        return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
+
+    def _refusal(self, vector_N: np.ndarray, is_statistic_N: np.ndarray) -> Rejection | None:
+        """Why the values of a decoded update cannot be taken, or None."""
+        limit = self.config.federation.max_update_norm or math.inf
+        # Variances behind unscaled ternary weights run to thousands; they say nothing of a step.
+        return check_values(vector_N, MAX_STATISTIC) or check_values(
+            vector_N[~is_statistic_N], limit, norm_limit=limit
+        )
+
+    def line(self, reason: str, rate: float, seconds: float, reproducible: bool) -> RoundLine:
+        """The round in figures."""
+        accepted = [line for line in self.lines if line.outcome == "accepted"]
+        weights = [line.num_examples for line in accepted]
+        losses = [line.metrics.get("loss", math.nan) for line in accepted]
+        waited = [line.metrics.get("device-seconds", 0.0) for line in accepted]
+        deadline = self.config.federation.deadline_seconds
+        if any(line.outcome == "late" for line in self.lines):
+            waited.append(deadline)
+        return RoundLine(
+            round=self.number,
+            outcome="abandoned" if reason else "committed",
+            reason=reason,
+            replies=dict(Counter(line.outcome for line in self.lines)),
+            train_loss=float(np.average(losses, weights=weights)) if accepted else None,
+            bytes_up=sum(line.bytes_up for line in self.lines),
+            bytes_down=sum(line.bytes_down for line in self.lines),
+            device_seconds=float(max(waited, default=0.0)),
+            seconds=seconds,
+            learning_rate=rate,
+            reproducible=reproducible,
+        )

@@ -1,0 +1,74 @@
+"""What server and clients agree on before a round: keys, the form of both payloads, who takes part.
+
+Everything here follows from the setting, the round and the clients' stable ids alone.
+"""
+
+import math
+
+import numpy as np
+
+from fedcunet.config import RunConfig
+from fedcunet.payload import Expected, Layout
+
+SERVER = 0  # sender of the model's payload; clients send as their id + 1
+
+# Config keys of train and evaluate messages beside those of the setting.
+ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN = (
+    "round",
+    "learning-rate",
+    "client",
+    "acknowledged-round",
+    "run-token",
+)
+# What a client's own machine decides, and no server: these keys are never sent.
+LOCAL_KEYS = (
+    "data.root",
+    "data.cache-bytes",
+    "data.cache-dir",
+    "data.disk-cache-bytes",
+    "federation.state-dir",
+    "federation.measured-dir",
+)
+
+
+def evaluation_due(config: RunConfig, round_number: int) -> bool:
+    """Whether the model is evaluated after a round, by the server and by the clients."""
+    federation = config.federation
+    return round_number % federation.evaluate_every == 0 or round_number == federation.rounds
+
+
+def model_payload(layout: Layout, run_seed: int, round_number: int) -> Expected:
+    """What the model's payload of a round is: float32, the same bytes to all clients."""
+    return Expected(
+        layout=layout,
+        run_seed=run_seed,
+        round=round_number,
+        sender=SERVER,
+        codec="float32",
+        bits=32,
+        fine_bits=32,
+    )
+
+
+def update_payload(layout: Layout, config: RunConfig, round_number: int, client: int) -> Expected:
+    """What the payload of a client's update in a round is."""
+    return Expected(
+        layout=layout,
+        run_seed=config.seed,
+        round=round_number,
+        sender=client + 1,
+        codec=config.update.payload_codec,
+        bits=config.update.bits,
+        fine_bits=config.update.fine_bits,
+    )
+
+
+def select(clients: list[int], config: RunConfig, round_number: int) -> tuple[list[int], int]:
+    """The clients of a round in the order of their ids, and how many updates are wanted.
+
+    Which ones follows from the seed, the round and the ids alone.
+    """
+    wanted = max(1, round(config.federation.fraction * len(clients)))
+    count = min(len(clients), math.ceil(wanted * config.federation.over_selection))
+    generator = np.random.default_rng([config.seed, round_number, 0])
+    return sorted(generator.permutation(clients)[:count].tolist()), wanted
