@@ -26,7 +26,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedcunet.aggregation import MeanAccumulator
 from fedcunet.config import RunConfig
-from fedcunet.payload import Admitted, Expected, admit, pack
+from fedcunet.expected import Expected
+from fedcunet.payload import Admitted, admit, pack
 from fedcunet.training.network import build_network, network_layout
 
 NUM_FLOWER = 8

@@ -30,9 +30,10 @@ from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.partition import hold_back
 from fedcunet.errors import UserError
+from fedcunet.layout import Layout
 from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
 from fedcunet.partitioners import deal
-from fedcunet.payload import Layout, Rejection, admit, bits_per_parameter, decode_own, pack
+from fedcunet.payload import Rejection, admit, bits_per_parameter, decode_own, pack
 from fedcunet.records import (
     NUM_EXAMPLES_KEY,
     UNKNOWN_CLIENT,

@@ -11,15 +11,8 @@ import numpy as np
 
 from fedcunet.aggregation import MeanAccumulator, statistics_mask
 from fedcunet.config import RunConfig
-from fedcunet.payload import (
-    Admitted,
-    Layout,
-    Refused,
-    Rejection,
-    admit,
-    bits_per_parameter,
-    check_values,
-)
+from fedcunet.layout import Layout
+from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
 from fedcunet.records import BadReply, Description, Reply
 from fedcunet.terms import update_payload
 

@@ -21,7 +21,8 @@ from fedcunet.aggregation import ServerOptimizer
 from fedcunet.client_evaluation import ClientEvaluation, score_of
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
-from fedcunet.payload import Layout, pack
+from fedcunet.layout import Layout
+from fedcunet.payload import pack
 from fedcunet.records import (
     UNKNOWN_CLIENT,
     BadReply,

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from fedcunet.config import RunConfig
-from fedcunet.payload import Expected, Layout
+from fedcunet.expected import Expected
+from fedcunet.layout import Layout
 
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 

@@ -25,11 +25,12 @@ ALLOWED = {
     "partitioners": {"config", "data", "errors"},
     "layout": {"errors"},
     "packed": {"bits"},
-    "payload": {"layout", "codecs", "bits", "errors"},
+    "expected": {"layout", "codecs", "errors"},
+    "payload": {"expected", "layout", "codecs", "errors"},
     "records": {"payload", "environment", "errors"},
     "aggregation": {"layout"},
     "client_evaluation": {"records"},
-    "terms": {"payload", "layout", "config"},
+    "terms": {"expected", "layout", "config"},
     "replies": {"terms", "records", "payload", "layout", "aggregation", "config"},
     "rounds": {
         "replies",
@@ -49,6 +50,7 @@ ALLOWED = {
         "metrics",
         "models",
         "layout",
+        "expected",
         "payload",  # distributed training sends gradients as clients send updates
         "bits",
         "packed",

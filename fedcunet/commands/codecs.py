@@ -17,17 +17,10 @@ from rich.table import Table
 from fedcunet.codecs import CODECS, Codec, check_codec_bits, get_codec
 from fedcunet.codecs.base import check_vector
 from fedcunet.errors import UserError
+from fedcunet.expected import Expected
 from fedcunet.files import write_atomically
-from fedcunet.payload import (
-    Expected,
-    Layout,
-    Refused,
-    Rejection,
-    bits_per_parameter,
-    decode_own,
-    open_vector,
-    pack,
-)
+from fedcunet.layout import Layout
+from fedcunet.payload import Refused, Rejection, bits_per_parameter, decode_own, open_vector, pack
 
 # The widths that the table shows where the user names none.
 _USUAL_BITS = (0.5, 1, 2, 3, 4, 6, 8, 16, 32)

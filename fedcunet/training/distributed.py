@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fedcunet.config import UpdateConfig
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.errors import UserError
+from fedcunet.expected import Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import Expected, Rejection, admit, pack
+from fedcunet.payload import Rejection, admit, pack
 from fedcunet.training.local import LocalResult
 from fedcunet.training.network import network_layout
 

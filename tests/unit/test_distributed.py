@@ -14,8 +14,8 @@ from torch import nn
 
 from fedcunet.config import RunConfig, UpdateConfig
 from fedcunet.errors import UserError
+from fedcunet.expected import OVERHEAD_BYTES, Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import OVERHEAD_BYTES, Expected
 from fedcunet.training.distributed import Team, team_of_torchrun
 from fedcunet.training.network import build_network, network_layout
 

@@ -10,19 +10,17 @@ import pytest
 
 from fedcunet.codecs import CODECS
 from fedcunet.errors import UserError
+from fedcunet.expected import OVERHEAD_BYTES, Expected, fine_codec
+from fedcunet.layout import Layout
 from fedcunet.payload import (
-    OVERHEAD_BYTES,
     WIRE_IDS,
     Admitted,
-    Expected,
-    Layout,
     Refused,
     Rejection,
     admit,
     bits_per_parameter,
     check_values,
     decode_own,
-    fine_codec,
     open_vector,
     pack,
 )
