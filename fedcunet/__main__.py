@@ -2,7 +2,7 @@
 
 import typer
 
-from fedcunet.commands import codecs, data, export, machine, memory, paper, training
+from fedcunet.commands import codecs, data, evaluate, export, machine, memory, paper, predict, train
 from fedcunet.commands.errors import run_app
 
 app = typer.Typer(
@@ -11,9 +11,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(training.train)
-app.command()(training.evaluate)
-app.command()(training.predict)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(predict.predict)
 app.command()(export.export)
 app.command()(machine.sizes)
 app.command()(memory.memory)

@@ -7,7 +7,7 @@ import numpy as np
 import typer
 
 from fedcunet.commands.data_check import check
-from fedcunet.commands.data_options import Data, Root, Seed, Subset, kind_of, progress_bar, say
+from fedcunet.commands.data_options import Data, Root, Seed, Subset, kind_of, progress_of, say
 from fedcunet.commands.data_partition import partition_command
 from fedcunet.data import load
 from fedcunet.data.crops import Augmentation, Crops
@@ -33,7 +33,7 @@ def make_faces_command(
     """Draw procedural faces with 68 landmarks, in the folders of 300-W."""
     from fedcunet.data.procedural import make_faces
 
-    with progress_bar("faces") as report:
+    with progress_of("faces") as report:
         counts = make_faces(out, num_train=num_train, num_test=num_test, seed=seed, progress=report)
     shown = ", ".join(f"{folder} {count}" for folder, count in counts.items())
     say(f"{out}: {sum(counts.values())} faces ({shown})")
@@ -53,7 +53,7 @@ def make_people_command(
     """Draw procedural people with 16 joints, in the files of MPII."""
     from fedcunet.data.procedural import default_processes, make_people
 
-    with progress_bar("people") as report:
+    with progress_of("people") as report:
         counts = make_people(
             out,
             num_train=num_train,

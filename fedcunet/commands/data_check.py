@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.commands.data_options import Data, Json, Root, kind_of, progress_bar
+from fedcunet.commands.data_options import Data, Root, kind_of, progress_of
+from fedcunet.commands.options import JsonOption
 from fedcunet.data import Annotation, load
 from fedcunet.data.audit import Audit, audit
 from fedcunet.data.mpii import OFFICIAL_COUNTS as MPII_COUNTS
@@ -31,14 +32,14 @@ _SUBSET_COUNTS = {"train": 3148, "common": 554, "challenge": 135, "full": 689, "
 _OTHER_SPELLINGS = ("300W/", "Test/")
 
 
-def check(root: Root, data: Data = None, as_json: Json = False) -> None:
+def check(root: Root, data: Data = None, as_json: JsonOption = False) -> None:
     """Read every annotation and decode every image; say what is there, missing, damaged or odd."""
     kind = kind_of(data, root)
     parts, problems, found = _read_parts(root, kind)
     if not any(found.values()):
         load(kind, root, "train")  # says in its own words what is wrong
         raise UserError(f"{kind}: no annotation in {root}")
-    with progress_bar("images") as report:
+    with progress_of("images") as report:
         audited = audit(found, test_parts=("test", *SUBSETS["full"]), progress=report)
     result = _result(root, kind, parts, problems, found, audited)
     if as_json:

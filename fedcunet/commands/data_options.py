@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedcunet.commands.options import progress_bar
 from fedcunet.data import DATASETS
 from fedcunet.data.kinds import detect_kind
 from fedcunet.errors import UserError
@@ -20,7 +20,6 @@ Data = Annotated[
     typer.Option("--data", help=f"Its kind ({', '.join(DATASETS)}); else told by its files."),
 ]
 Subset = Annotated[str, typer.Option("--subset", help="A subset, or for faces one folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all randomness.")]
 
 
@@ -34,13 +33,9 @@ def kind_of(data: str | None, root: Path) -> str:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Any]:
+def progress_of(what: str) -> Iterator[Any]:
     """A bar on standard error; yields report(done, total)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

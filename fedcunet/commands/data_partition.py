@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.commands.data_options import Data, Json, Root, Seed, Subset, kind_of, say
+from fedcunet.commands.data_options import Data, Root, Seed, Subset, kind_of, say
+from fedcunet.commands.options import JsonOption
 from fedcunet.config import FLOWER_SCHEMES, RunConfig
 from fedcunet.data import Annotation, load
 from fedcunet.data.labels import LABELS, scheme_of
@@ -53,7 +54,7 @@ def partition_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Draw it too (.png, .pdf or .svg).")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what each client would hold: images, sources, activities, labelled joints."""
     if out is not None and out.suffix.lower() not in (".png", ".pdf", ".svg"):

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.commands.training import CheckpointOption, JsonOption
+from fedcunet.commands.options import CheckpointOption, JsonOption
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

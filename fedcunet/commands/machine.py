@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedcunet.commands.options import JsonOption
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, SCHEMES
 from fedcunet.errors import RunFailure
@@ -24,7 +25,6 @@ from fedcunet.models.dunet import convolution_parameters
 from fedcunet.training.checkpoint import float32_bytes, model_bytes
 from fedcunet.training.network import build_network
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 ModelOption = Annotated[
     str, typer.Option("--model", help="Kind of network: dunet, or stacked (hourglasses).")
 ]

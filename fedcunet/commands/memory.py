@@ -13,11 +13,11 @@ from rich.table import Table
 
 from fedcunet.commands.machine import (
     IterativeOption,
-    JsonOption,
     ModelOption,
     OrderOption,
     order_of,
 )
+from fedcunet.commands.options import JsonOption
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically

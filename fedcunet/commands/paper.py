@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from fedcunet.commands.training import BoxesOption, JsonOption
+from fedcunet.commands.options import BoxesOption, JsonOption
 from fedcunet.data import DATASETS, AnnotationSet
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically

@@ -267,7 +267,7 @@ def test_the_rate_of_a_joint_that_nobody_has_is_null(
         found.per_landmark_K[0] = np.nan
         return found
 
-    monkeypatch.setattr("fedcunet.commands.training.evaluate_network", nobody_has_the_first)
+    monkeypatch.setattr("fedcunet.commands.evaluate.evaluate_network", nobody_has_the_first)
     arguments = ["--checkpoint", untrained, "--data", "300w", "--root", root, "--json"]
     code, text, _ = command("fedcunet", "evaluate", *arguments)
     assert code == 0
@@ -287,7 +287,7 @@ def test_evaluate_takes_the_flip_test(command: Command, root: Path, untrained: P
 def test_training_says_once_that_there_is_no_tensorboard(
     command: Command, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedcunet.commands.training.has_tensorboard", lambda: False)
+    monkeypatch.setattr("fedcunet.commands.train.has_tensorboard", lambda: False)
     monkeypatch.setattr("fedcunet.training.training_log.has_tensorboard", lambda: False)
     arguments = ["--data", "300w", "--root", root, "--unets", 1, "--order", 0, "--size", 64]
     arguments += ["--epochs", 2, "--batch-size", 4, "--out", tmp_path / "out", "--json"]

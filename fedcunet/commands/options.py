@@ -1,0 +1,59 @@
+"""Options and steps that the commands on networks share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedcunet.data import DATASETS, AnnotationSet, load
+from fedcunet.errors import UserError
+
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}; several to train on: lsp+mpii."),
+]
+RootOption = Annotated[
+    str, typer.Option("--root", help="Folder of the data set; of several: DIR1,DIR2.")
+]
+FlipTestOption = Annotated[
+    bool,
+    typer.Option(
+        "--flip-test", help="Predict from the mean of each crop's and its mirror's heatmaps."
+    ),
+]
+CheckpointOption = Annotated[
+    Path, typer.Option("--checkpoint", help="A checkpoint file of this program.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+BoxesOption = Annotated[
+    str, typer.Option("--boxes", help="Faces: landmarks (square box x 1.25) or given.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that is there while it moves, and only on a terminal; add_task says of what."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def load_subset(data: str, root: str, subset: str, boxes: str) -> AnnotationSet:
+    """The subset, its problems told on standard error. Raises UserError if it is empty."""
+    found = load(data, root, subset, boxes=boxes)
+    console = Console(stderr=True, highlight=False)
+    for problem in found.problems[:5]:
+        console.print(f"{subset}: {problem}", markup=False, soft_wrap=True)
+    if len(found.problems) > 5:
+        console.print(f"{subset}: {len(found.problems) - 5} more; see fedcunet data check")
+    if not found.annotations:
+        raise UserError(f"{root}: subset '{subset}' of {data} has no images")
+    return found
