@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from fedcunet.bits import check_bits, pack_codes, packed_length, unpack_codes
+from fedcunet.bits import check_bits
 from fedcunet.codecs.base import (
     add_reference,
     check_body,
     check_vector,
     whole_codec_bits,
 )
-from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
+from fedcunet.codecs.hadamard import Rotation, groups_of_blocks, padded_length
+from fedcunet.codecs.rotated import body_bytes, pack_body, turn_back, unit_blocks, unpack_body
 
 MAX_BITS = 8
 
@@ -99,9 +100,7 @@ class EdenCodec:
     def body_limits(
         self, *, length: int, bits: float, segments: Sequence[int] = ()
     ) -> tuple[int, int]:
-        width = whole_codec_bits(self, bits)
-        num_blocks = sum(count for _, count in block_sizes(length))
-        size = 4 * num_blocks + packed_length(padded_length(length), width)
+        size = body_bytes(length, whole_codec_bits(self, bits))
         return size, size
 
     def encode(
@@ -125,8 +124,7 @@ class EdenCodec:
             group_scales, group_codes = _encode_blocks(blocks_BD, start, rotation, width)
             codes[start:stop] = group_codes
             scales.append(group_scales)
-        head = np.concatenate(scales).astype("<f4").tobytes() if scales else b""
-        return head + pack_codes(codes, width).tobytes()
+        return pack_body(np.concatenate(scales) if scales else np.empty(0), codes, width)
 
     def decode(
         self,
@@ -140,23 +138,11 @@ class EdenCodec:
     ) -> np.ndarray:
         check_body(self, body, length=length, bits=bits, segments=segments)
         width = whole_codec_bits(self, bits)
-        num_blocks = sum(count for _, count in block_sizes(length))
-        scales = np.frombuffer(body, dtype="<f4", count=num_blocks).astype(np.float32)
-        packed = np.frombuffer(body, dtype=np.uint8, offset=4 * num_blocks)
-        codes = unpack_codes(packed, bits=width, count=padded_length(length))
-        rotation = Rotation(length, seed)
-        values = np.empty(codes.size, dtype=np.float32)
-        block = 0
-        for start, size, count in groups_of_blocks(length):
-            stop = start + size * count
-            levels_BD = np.take(_float32_levels(width), codes[start:stop]).reshape(count, size)
-            turned_BD = rotation.backward(levels_BD, start)
-            # Scaled last: levels are small, a scale that no encoder made may be anything.
-            with np.errstate(all="ignore"):
-                turned_BD *= scales[block : block + count, None]
-            values[start:stop] = turned_BD.reshape(-1)
-            block += count
-        return add_reference(values[:length], reference)
+        scales, codes = unpack_body(body, length, width)
+        values = turn_back(
+            length, seed, scales, lambda part: np.take(_float32_levels(width), codes[part])
+        )
+        return add_reference(values, reference)
 
 
 def _encode_blocks(
@@ -164,11 +150,7 @@ def _encode_blocks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scales (float64, one a block) and codes (uint8, flat) of blocks that begin at `start`."""
     size = blocks_BD.shape[1]
-    # Brought to mean square 1 first: no square of a large or tiny value leaves float32's range.
-    largest = np.maximum(blocks_BD.max(axis=1), -blocks_BD.min(axis=1))
-    unit_BD = blocks_BD / np.where(largest > 0, largest, 1)[:, None]
-    root_mean = np.sqrt(np.einsum("bd,bd->b", unit_BD, unit_BD) / size)
-    unit_BD /= np.where(root_mean > 0, root_mean, 1)[:, None]
+    unit_BD, root_mean, largest = unit_blocks(blocks_BD)
     rotated_BD = rotation.forward(unit_BD, start)
     cells = (rotated_BD * np.float32(_CELLS_PER_UNIT)).reshape(-1)
     cells += np.float32(_GRID_RADIUS * _CELLS_PER_UNIT)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcunet.bits import pack_codes, packed_length, unpack_codes
 from fedcunet.codecs.base import add_reference, check_body, check_vector, whole_codec_bits
-from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
+from fedcunet.codecs.hadamard import Rotation, groups_of_blocks, padded_length
+from fedcunet.codecs.rotated import body_bytes, pack_body, turn_back, unit_blocks, unpack_body
 from fedcunet.codecs.viterbi import next_states, search
 
 _NUM_STATES = 8
@@ -84,9 +84,7 @@ class HadamardTrellisCodec:
     def body_limits(
         self, *, length: int, bits: float, segments: Sequence[int] = ()
     ) -> tuple[int, int]:
-        width = whole_codec_bits(self, bits)
-        num_blocks = sum(count for _, count in block_sizes(length))
-        size = 4 * num_blocks + packed_length(padded_length(length), width)
+        size = body_bytes(length, whole_codec_bits(self, bits))
         return size, size
 
     def encode(
@@ -106,16 +104,11 @@ class HadamardTrellisCodec:
         roots: list[np.ndarray] = []
         for start, size, count in groups_of_blocks(values.size):
             blocks_BD = padded[start : start + size * count].reshape(count, size)
-            # Brought to mean square 1: no square of a large or tiny value leaves float32's range.
-            largest = np.abs(blocks_BD).max(axis=1)
-            unit_BD = blocks_BD / np.where(largest > 0, largest, 1)[:, None]
-            root = np.sqrt(np.einsum("bd,bd->b", unit_BD, unit_BD) / size)
-            unit_BD /= np.where(root > 0, root, 1)[:, None]
+            unit_BD, root, largest = unit_blocks(blocks_BD)
             rotated[start : start + size * count] = rotation.forward(unit_BD, start).reshape(-1)
             roots.append(root.astype(np.float64) * largest)
         codes, quantised = _quantise(rotated, width)
-        scales = _scales(rotated, quantised, roots, values.size)
-        return scales.astype("<f4").tobytes() + pack_codes(codes, width).tobytes()
+        return pack_body(_scales(rotated, quantised, roots, values.size), codes, width)
 
     def decode(
         self,
@@ -129,22 +122,10 @@ class HadamardTrellisCodec:
     ) -> np.ndarray:
         check_body(self, body, length=length, bits=bits, segments=segments)
         width = whole_codec_bits(self, bits)
-        num_blocks = sum(count for _, count in block_sizes(length))
-        scales = np.frombuffer(body, dtype="<f4", count=num_blocks).astype(np.float32)
-        packed = np.frombuffer(body, dtype=np.uint8, offset=4 * num_blocks)
-        codes = unpack_codes(packed, bits=width, count=padded_length(length))
+        scales, codes = unpack_body(body, length, width)
         quantised = _levels_of(codes, width)
-        rotation = Rotation(length, seed)
-        values = np.empty(codes.size, dtype=np.float32)
-        block = 0
-        for start, size, count in groups_of_blocks(length):
-            stop = start + size * count
-            turned_BD = rotation.backward(quantised[start:stop].reshape(count, size), start)
-            with np.errstate(all="ignore"):
-                turned_BD *= scales[block : block + count, None]
-            values[start:stop] = turned_BD.reshape(-1)
-            block += count
-        return add_reference(values[:length], reference)
+        values = turn_back(length, seed, scales, lambda part: quantised[part])
+        return add_reference(values, reference)
 
 
 def _scales(
