@@ -1,0 +1,160 @@
+"""What waits for the backward pass: packed sources, pooling indices, coded gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedcunet.quant.outputs import gather, pool_codes, pool_values, unpool
+from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
+from fedcunet.quant.rounding import Rounding
+from fedcunet.quant.sources import QuantiseSource, Source
+from fedcunet.quant.waiting import CodedGradient
+from fedcunet.quant.workspace import Workspace
+
+WHOLE = slice(None)
+
+
+@given(
+    width=st.sampled_from([2, 4, 6]),
+    shape=st.tuples(*[st.integers(1, high) for high in (3, 5, 5, 9)]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_packed_codes_come_back_in_the_bytes_that_are_counted(
+    width: int, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**width, shape, generator=generator, dtype=torch.uint8)
+    packed = pack_channels(codes, width)
+    assert packed.dtype == torch.uint8
+    assert packed.shape[-1] == packed_channels(shape[-1], width)
+    assert unpack_channels(packed, width, shape[-1]).equal(codes)
+    row = unpack_channels(packed[:, :1], width, shape[-1])
+    assert row.equal(codes[:, :1])
+
+
+@pytest.mark.parametrize(("bits", "share"), [(16, 2), (8, 1), (6, 0.75), (5, 0.75), (4, 0.5)])
+def test_a_source_takes_its_bits(bits: int, share: float) -> None:
+    source = Source((2, 4, 4, 8), bits=bits, packed=True, like=torch.zeros(0))
+    source.store(slice(0, 2), torch.zeros(2, 4, 4, 8))
+    assert source.data.nbytes == 2 * 8 * 16 * share
+
+
+def test_source_quantiser_has_a_scale_for_each_sample_and_channel() -> None:
+    x = torch.tensor([[[[0.4, -1.0]], [[30.0, 10.0]]], [[[0.0, 0.0]], [[-3.0, 0.4]]]])
+    x.requires_grad_()
+    y = QuantiseSource.apply(x, 3)  # levels -3 to 3
+    expected = [[[[1 / 3, -1.0]], [[30.0, 10.0]]], [[[0.0, 0.0]], [[-3.0, 0.0]]]]
+    assert y.detach().allclose(torch.tensor(expected))
+    (y * torch.arange(8.0).view_as(y)).sum().backward()
+    assert x.grad.flatten().tolist() == list(range(8))
+
+
+def test_source_quantiser_passes_on_what_is_not_finite() -> None:
+    assert not QuantiseSource.apply(torch.tensor([[[[float("nan"), 1.0]]]]), 8).isfinite().any()
+    assert not QuantiseSource.apply(torch.tensor([[[[float("inf"), 1.0]]]]), 8).isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 9, 16])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_packed_and_unpacked_sources_give_equal_codes_and_statistics(
+    bits: int, channels: int
+) -> None:
+    levels = 2 ** (bits - 1) - 1
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(-levels, levels + 1, (3, 4, 6, channels), generator=generator).float()
+    steps = torch.rand(3, channels, generator=generator) + 0.5
+    sources = [
+        Source((3, 4, 6, channels), bits=bits, packed=packed, like=codes)
+        for packed in (True, False)
+    ]
+    for source in sources:
+        for sample in range(3):
+            part = slice(sample, sample + 1)
+            source.step_BC[part] = steps[part]
+            source.store(part, codes[part].clone())
+            source.measure(part, codes[part], Workspace(codes))
+        source.finish()
+        assert source.load(slice(0, 3), WHOLE, torch.empty_like(codes)).equal(codes)
+        rows = codes[1:2, 2:4]
+        assert source.load(slice(1, 2), slice(2, 4), torch.empty_like(rows)).equal(rows)
+        values = codes * steps[:, None, None]
+        assert source.mean_C.allclose(values.mean((0, 1, 2)), atol=levels * 1e-6)
+        assert source.variance_C.allclose(values.var((0, 1, 2), correction=0), rtol=1e-4)
+    assert sources[0].variance_C.equal(sources[1].variance_C)
+
+
+@pytest.mark.parametrize("pool", [pool_codes, pool_values])
+def test_pooling_keeps_the_first_of_equal_maxima_and_spreads_back_to_it(
+    pool: Callable[[Tensor, Workspace], tuple[Tensor, Tensor]],
+) -> None:
+    x = torch.randint(-3, 3, (2, 6, 8, 3), generator=torch.Generator().manual_seed(0)).float()
+    theirs = x.permute(0, 3, 1, 2).clone().requires_grad_()
+    expected = F.max_pool2d(theirs, 2)
+    best, index = pool(x.clone(), Workspace(x))
+    assert best.permute(0, 3, 1, 2).equal(expected)
+    assert gather(x, index).equal(best)
+    weight = torch.arange(best.numel(), dtype=torch.float32).view_as(best)
+    (expected * weight.permute(0, 3, 1, 2)).sum().backward()
+    assert unpool(weight, index, torch.empty_like(x)).permute(0, 3, 1, 2).equal(theirs.grad)
+
+
+@given(
+    bits=st.sampled_from([2, 6, 8, 12, 16]),
+    shape=st.tuples(*[st.integers(1, high) for high in (2, 4, 6, 5)]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_gradients_wait_in_codes_that_are_off_by_at_most_a_step(
+    bits: int, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    rounding, generator = Rounding(), torch.Generator().manual_seed(seed)
+    rounding.seed(seed)
+    scale = torch.randint(-9, 9, (shape[0], 1, 1, shape[3]), generator=generator)
+    added = torch.randn(2, *shape, generator=generator) * 10.0**scale
+    waiting = [
+        CodedGradient(shape, added, bits=bits, packed=True, rounding=rounding) for _ in range(2)
+    ]
+    workspace = Workspace(added)
+    for gradient, each in zip(added, waiting, strict=True):
+        each.add(slice(0, shape[0]), slice(0, shape[1]), gradient, workspace, first=True)
+    levels = 127 if bits <= 8 else 32767
+    for gradient, each in zip(added, waiting, strict=True):
+        found = torch.zeros(shape)
+        each.add_to(found, slice(0, shape[0]), workspace)
+        step = gradient.abs().amax(2, keepdim=True) / levels * 1.02
+        assert bool(((found - gradient).abs() <= step).all())
+
+
+def test_gradients_wait_in_codes_without_bias() -> None:
+    rounding = Rounding()
+    gradient = torch.tensor([1.0, 0.3, 0.0031, -0.0002]).view(1, 1, 4, 1)
+    total = torch.zeros_like(gradient)
+    workspace = Workspace(gradient)
+    for _ in range(4000):
+        waiting = CodedGradient((1, 1, 4, 1), total, bits=8, packed=True, rounding=rounding)
+        for first in (True, False):
+            waiting.add(slice(0, 1), slice(0, 1), gradient / 2, workspace, first=first)
+        waiting.add_to(total, slice(0, 1), workspace)
+    # A step is 1/127; the mean of 4000 roundings is off by about 1/16000, and by 1/512 of a step.
+    assert (total / 4000 - gradient).abs().max() < 4 / 16000
+
+
+def test_random_bits_follow_from_the_seed_and_are_even() -> None:
+    rounding = Rounding()
+    words = torch.empty(100_000, dtype=torch.int32)
+    rounding.seed(5)
+    rounding.fill(words)
+    first = words.clone()
+    counts = torch.bincount(words.view(torch.uint8).long(), minlength=256)
+    assert ((counts - 400_000 / 256).abs() < 5 * (400_000 / 256) ** 0.5).all()
+    rounding.fill(words)
+    assert not words.equal(first)
+    rounding.seed(5)
+    rounding.fill(words)
+    assert words.equal(first)
