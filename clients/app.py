@@ -28,7 +28,7 @@ from fedcunet import terms
 from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
-from fedcunet.data.partition import hold_back
+from fedcunet.data.partition import OwnParts, own_parts
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
 from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
@@ -67,15 +67,16 @@ def describe(message: Message, context: Context) -> Message:
     try:
         config = _local_config({}, context)
         memory_bytes = _checked_memory(config, context)
-        train_part, held_part = _own_parts(config, context)
+        own = _own_parts(config, context)
     except UserError as error:  # what does not fit is no accident: the server shall know why
         logger.warning("refused: %s", error)
         return error_reply(message, str(error))
     content = description_content(
         _client_id(context),
-        len(train_part),
+        len(own.train),
         _device(context),
-        num_validation=len(held_part),
+        num_validation=len(own.validation),
+        num_test=len(own.test),
         memory_bytes=memory_bytes,
     )
     return Message(content, reply_to=message)
@@ -116,9 +117,10 @@ def evaluate(message: Message, context: Context) -> Message:
     """Answers with the metric of the model in the message on the images this client keeps back."""
     task = _task(message, context)
     data = task.config.data
-    held_part = _own_parts(task.config, context)[1]
+    own, part = _own_parts(task.config, context), task.values[terms.PART]
+    held_part = own.test if part == terms.TEST else own.validation
     if not len(held_part):
-        raise UserError("expected images kept back for validation, found none")
+        raise UserError(f"expected images kept back for {part}, found none")
     held_crops = CropSubset(_crops(data), held_part.tolist())
     predicted_NK2 = predict(task.model, held_crops, flip_test=data.flip_test)
     target_NK2, labelled_NK, head_size_N = _targets(data)
@@ -327,7 +329,7 @@ def _targets(data: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return *crops.targets(), crops.head_sizes()
 
 
-def _own_parts(config: RunConfig, context: Context) -> tuple[np.ndarray, np.ndarray]:
+def _own_parts(config: RunConfig, context: Context) -> OwnParts:
     """This client's images, to train on and kept back; all are on a machine with its own data."""
     annotations = _dataset(config.data).annotations
     part = np.arange(len(annotations))
@@ -338,7 +340,14 @@ def _own_parts(config: RunConfig, context: Context) -> tuple[np.ndarray, np.ndar
         if not 0 <= number < num_parts:
             raise UserError(f"this client is part {number}, there are 0 to {num_parts - 1}")
         part = parts[number]
-    return hold_back(annotations, part, config.federation.validation_fraction, config.seed)
+    federation = config.federation
+    return own_parts(
+        annotations,
+        part,
+        validation=federation.validation_fraction,
+        test=federation.test_fraction,
+        seed=config.seed,
+    )
 
 
 @functools.lru_cache(maxsize=1)

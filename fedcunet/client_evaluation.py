@@ -1,4 +1,4 @@
-"""What the clients say of the global model on the images that each keeps back for validation.
+"""What the clients say of the global model on the images that each keeps back.
 
 A client's answer is a percentage and a number of images; the server knows the number from the
 client's description, and takes nothing else on trust. One bad answer costs itself only.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedcunet.records import BadReply, EvaluationReply
+from fedcunet.terms import TEST
 
 MAX_PERCENT = 1e6  # an untrained network's NME runs to hundreds
 
@@ -34,6 +35,7 @@ class ClientScore:
 class ClientEvaluation:
     """The clients' evaluation of the model after one round."""
 
+    part: str  # validation, or test: of the final model
     scores: tuple[ClientScore, ...]  # in the order of the client ids
 
     @property
@@ -52,7 +54,9 @@ class ClientEvaluation:
         return dict(Counter(score.outcome for score in self.scores))
 
     def figures(self, *, lower_is_better: bool) -> dict[str, Any]:
-        """The figures of `metrics.jsonl`; None where no answer was accepted.
+        """The figures of `metrics.jsonl` and `summary.json`; None where no answer was accepted.
+
+        Those of the test of the final model begin with `client_test_` instead of `client_`.
 
         The mean is weighted by the clients' images. `client_tenth_percent` is the value that the
         worst tenth of the clients does not reach (linear between clients), and
@@ -70,9 +74,10 @@ class ClientEvaluation:
                 float(np.quantile(percent_C, 0.9 if lower_is_better else 0.1)),
                 float(percent_C.std()),
             ]
-        figures = {f"client_{n}_percent": v for n, v in zip(names, values, strict=True)}
+        prefix = "client_test" if self.part == TEST else "client"
+        figures = {f"{prefix}_{n}_percent": v for n, v in zip(names, values, strict=True)}
         return figures | {
-            "client_evaluations": self.outcomes,
+            "client_tests" if self.part == TEST else "client_evaluations": self.outcomes,
             "evaluation_bytes_up": self.bytes_up,
             "evaluation_bytes_down": self.bytes_down,
         }

@@ -218,6 +218,7 @@ class FederationConfig:
     # Share of its own images that each client keeps back, by whole photos; the global model is
     # evaluated on them there, at the rounds that are evaluated. 0: none.
     validation_fraction: float = 0.0
+    test_fraction: float = 0.0  # and another share, for the final model alone
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
     state_dir: str = ".fedcunet/clients"  # the clients' own state, a file each
     measured_dir: str = ".fedcunet/measured"  # memory that training steps were seen to take
@@ -241,6 +242,8 @@ class FederationConfig:
             "federation.partition-labels-per-client", self.partition_labels_per_client, 1, 1000
         )
         check_range("federation.validation-fraction", self.validation_fraction, 0, 0.9)
+        left = 0.9 - self.validation_fraction
+        check_range("federation.test-fraction", self.test_fraction, 0, left)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

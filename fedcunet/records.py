@@ -36,7 +36,7 @@ ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
 METRICS_KEY = "metrics"
 NUM_EXAMPLES_KEY = "num-examples"
-NUM_VALIDATION_KEY = "num-validation-examples"
+NUM_VALIDATION_KEY, NUM_TEST_KEY = "num-validation-examples", "num-test-examples"
 MEMORY_KEY = "memory-bytes"
 
 # The one array in the record: its name, and how its bytes are to be understood.
@@ -101,6 +101,7 @@ class Description:
     client: int  # the stable id: the partition in a simulation; or UNKNOWN_CLIENT
     num_examples: int
     num_validation: int  # images that it keeps back to evaluate the model on
+    num_test: int  # and to evaluate the final model on
     device: str  # name of its device profile
     memory_bytes: int  # what its training may take
 
@@ -116,6 +117,7 @@ def description_content(
     device: str,
     *,
     num_validation: int = 0,
+    num_test: int = 0,
     memory_bytes: int = 0,
 ) -> RecordDict:
     """Content of the answer to `describe_content`."""
@@ -124,6 +126,7 @@ def description_content(
             "client": client,
             NUM_EXAMPLES_KEY: num_examples,
             NUM_VALIDATION_KEY: num_validation,
+            NUM_TEST_KEY: num_test,
             "device": device,
             MEMORY_KEY: memory_bytes,
         }
@@ -147,14 +150,18 @@ def read_description(message: Message) -> Description | BadReply:
             return _bad("malformed-reply", f"memory: found {memory_bytes!r}, expected bytes")
         if type(count) is not int or not 1 <= count <= MAX_EXAMPLES:
             return _bad("bad-num-examples", f"found {count!r}, expected 1 to {MAX_EXAMPLES}")
-        held_back = record.get(NUM_VALIDATION_KEY, 0)
-        if type(held_back) is not int or not 0 <= held_back <= MAX_EXAMPLES:
-            return _bad("bad-num-examples", f"found {held_back!r}, expected 0 to {MAX_EXAMPLES}")
+        held_back = []
+        for key in (NUM_VALIDATION_KEY, NUM_TEST_KEY):
+            held = record.get(key, 0)
+            if type(held) is not int or not 0 <= held <= MAX_EXAMPLES:
+                return _bad("bad-num-examples", f"found {held!r}, expected 0 to {MAX_EXAMPLES}")
+            held_back.append(held)
         return Description(
             node_id=message.metadata.src_node_id,
             client=client,
             num_examples=count,
-            num_validation=held_back,
+            num_validation=held_back[0],
+            num_test=held_back[1],
             device=one_line(str(record.get("device", "")))[:MAX_NAME_LENGTH],
             memory_bytes=memory_bytes,
         )

@@ -40,8 +40,11 @@ from fedcunet.terms import (
     CLIENT,
     LEARNING_RATE,
     LOCAL_KEYS,
+    PART,
     ROUND,
+    TEST,
     TOKEN,
+    VALIDATION,
     evaluation_due,
     model_payload,
     select,
@@ -69,6 +72,9 @@ class RoundObserver(Protocol):
 
         `evaluation` is the clients' own, None where none was due or none keeps images for it.
         """
+
+    def tested(self, evaluation: ClientEvaluation | None) -> None:
+        """Called at the end with the clients' test of the final model, None where there is none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,8 +109,10 @@ class Server:
         self.clients, self.left_out = describe_clients(
             self.grid, self.config.federation.timeout_seconds, self.admitted
         )
-        for round_number in range(1, self.config.federation.rounds + 1):
+        num_rounds = self.config.federation.rounds
+        for round_number in range(1, num_rounds + 1):
             self.run_round(round_number)
+        self.observer.tested(self._evaluate(num_rounds, TEST))
 
     def run_round(self, round_number: int) -> None:
         """One round; the observer gets its outcome."""
@@ -133,7 +141,8 @@ class Server:
         needed = max(1, math.ceil(config.federation.quorum * wanted))
         reason = self._commit(round_number, judged, needed)
         line = judged.line(reason, rate, time.perf_counter() - begin, not guard_fired)
-        evaluation = self._evaluate(round_number) if evaluation_due(config, round_number) else None
+        due = evaluation_due(config, round_number)
+        evaluation = self._evaluate(round_number, VALIDATION) if due else None
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
@@ -149,17 +158,23 @@ class Server:
             self.acknowledged[client] = round_number
         return ""
 
-    def _evaluate(self, round_number: int) -> ClientEvaluation | None:
-        """Has every client that keeps images for it evaluate the model after a round on them."""
-        asked = [client for client in sorted(self.clients) if self.clients[client].num_validation]
+    def _evaluate(self, round_number: int, part: str) -> ClientEvaluation | None:
+        """Has every client that keeps such images evaluate the model after a round on them."""
+        held = {
+            client: found.num_test if part == TEST else found.num_validation
+            for client, found in self.clients.items()
+        }
+        asked = [client for client in sorted(held) if held[client]]
         if not asked:
             return None
+        shared = self._shared(round_number) | {PART: part}
         model_blob = pack(self.state_N, model_payload(self.layout, self.config.seed, round_number))
         messages = []
         for client in asked:
-            content = model_content(model_blob, self._shared(round_number) | {CLIENT: client})
+            content = model_content(model_blob, shared | {CLIENT: client})
             node = self.clients[client].node_id
-            messages.append(Message(content, node, "evaluate", group_id=str(round_number)))
+            ttl = self.config.federation.timeout_seconds
+            messages.append(Message(content, node, "evaluate", ttl=ttl, group_id=str(round_number)))
         replies, _ = collect(
             self.grid,
             messages,
@@ -174,11 +189,11 @@ class Server:
                     None if message is None else read_evaluation(message),
                     round=round_number,
                     client=client,
-                    expected=self.clients[client].num_validation,
+                    expected=held[client],
                     bytes_down=len(model_blob),
                 )
             )
-        return ClientEvaluation(scores=tuple(scores))
+        return ClientEvaluation(part=part, scores=tuple(scores))
 
     def _shared(self, round_number: int) -> dict[str, ConfigScalar]:
         """What every message of a round carries beside the model."""

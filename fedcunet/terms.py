@@ -14,13 +14,16 @@ from fedcunet.layout import Layout
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 
 # Config keys of train and evaluate messages beside those of the setting.
-ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN = (
+ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN, PART = (
     "round",
     "learning-rate",
     "client",
     "acknowledged-round",
     "run-token",
+    "part",
 )
+# Of a client's images: what the model is evaluated on while it is trained, and when it is done.
+VALIDATION, TEST = "validation", "test"
 # What a client's own machine decides, and no server: these keys are never sent.
 LOCAL_KEYS = (
     "data.root",

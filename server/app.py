@@ -229,6 +229,10 @@ class _Run:
             self._last = evaluation
         self._display.round_done(self._recorder.round(line, clients, evaluation, client_evaluation))
 
+    def tested(self, evaluation: ClientEvaluation | None) -> None:
+        if evaluation is not None and self._last is not None:
+            self._recorder.client_evaluation(evaluation, self._last.metric_name)
+
     def summary(self, name: str, seconds: float) -> dict[str, Any]:
         """The figures of the whole run, and the example pictures beside them."""
         assert self._last is not None

@@ -85,7 +85,7 @@ class RunRecorder:
             "reproducible": line.reproducible,
         }
         if client_evaluation is not None and evaluation is not None:
-            metrics |= self._client_evaluation(client_evaluation, evaluation)
+            metrics |= self.client_evaluation(client_evaluation, evaluation.metric_name)
         self._append("metrics.jsonl", [metrics])
         self._append("clients.jsonl", [_client_object(client) for client in clients])
         self.totals[line.outcome] += 1
@@ -108,19 +108,23 @@ class RunRecorder:
                 self._tensorboard.add_scalar(name, value, line.round)  # type: ignore[no-untyped-call]
         return metrics
 
-    def _client_evaluation(
-        self, client_evaluation: ClientEvaluation, evaluation: Evaluation
+    def client_evaluation(
+        self, client_evaluation: ClientEvaluation, metric_name: str
     ) -> dict[str, Any]:
         """Notes the clients' own evaluation; returns its figures."""
-        scores = [dataclasses.asdict(score) for score in client_evaluation.scores]
+        part = {"part": client_evaluation.part}
+        scores = [part | dataclasses.asdict(score) for score in client_evaluation.scores]
         self._append("client_evaluations.jsonl", scores)
-        lower_is_better = evaluation.metric_name == "nme_percent"
-        figures = client_evaluation.figures(lower_is_better=lower_is_better)
+        figures = client_evaluation.figures(lower_is_better=metric_name == "nme_percent")
         before = self.client_figures
-        self.client_figures = figures | {
-            key: before.get(key, 0) + figures[key]
-            for key in ("evaluation_bytes_up", "evaluation_bytes_down")
-        }
+        self.client_figures = (
+            before
+            | figures
+            | {
+                key: before.get(key, 0) + figures[key]
+                for key in ("evaluation_bytes_up", "evaluation_bytes_down")
+            }
+        )
         return figures
 
     def checkpoint(self, model: nn.Module, scheme: LandmarkScheme, round_number: int) -> None:

@@ -188,6 +188,8 @@ class RunDisplay:
             f" {units.size(summary.get('bytes_down_per_client_round'))} down a client and round",
             units.seconds(summary.get("seconds")),
         ]
+        if tested := units.client_figures(summary, "client_test"):
+            parts.insert(2, f"clients' own test {tested}")
         self._print(" | ".join(parts))
 
     def _stop_live(self) -> None:

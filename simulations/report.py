@@ -201,29 +201,32 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _client_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The clients' own evaluation, where there was one."""
-    if units.number(summary.get("client_mean_percent")) is None:
-        return []
+    """What the clients found on their own images, while training and of the final model."""
     label = units.metric_label(units.metric_of(summary)[0])
-    mean, worst, tenth, spread = (
-        units.percent(summary.get(f"client_{name}_percent"))
-        for name in ("mean", "worst", "tenth", "spread")
-    )
-    counts = summary.get("client_evaluations")
-    asked = sum(map(units.whole, counts.values())) if isinstance(counts, Mapping) else 0
-    answered = units.whole(counts.get("accepted")) if isinstance(counts, Mapping) else 0
-    sent = units.size(summary.get("evaluation_bytes_down"))
-    answers = units.size(summary.get("evaluation_bytes_up"))
-    return [
-        (f"Clients' {label}", mean, f"on their own images, mean; spread {spread}"),
-        (f"Worst client's {label}", worst, f"a tenth of the clients is beyond {tenth}"),
-        (
-            "Clients' evaluation",
-            f"{answered:,} of {asked:,}",
-            f"answered at the end; {sent} down and {answers} up in the whole run, "
-            "beside the bytes of training",
-        ),
-    ]
+    tiles = []
+    for prefix, counted, images in (
+        ("client", "client_evaluations", "validation"),
+        ("client_test", "client_tests", "test"),
+    ):
+        if units.number(summary.get(f"{prefix}_mean_percent")) is None:
+            continue
+        mean, worst, tenth, spread = (
+            units.percent(summary.get(f"{prefix}_{name}_percent"))
+            for name in ("mean", "worst", "tenth", "spread")
+        )
+        counts = summary.get(counted)
+        asked = sum(map(units.whole, counts.values())) if isinstance(counts, Mapping) else 0
+        answered = units.whole(counts.get("accepted")) if isinstance(counts, Mapping) else 0
+        words = f"on the {images} images of {answered:,} of {asked:,} clients; spread {spread}"
+        tiles += [
+            (f"Clients' {label}, {images}", mean, words),
+            (f"Worst client's {label}", worst, f"a tenth of the clients is beyond {tenth}"),
+        ]
+    if tiles:
+        sent = units.size(summary.get("evaluation_bytes_down"))
+        answers = units.size(summary.get("evaluation_bytes_up"))
+        tiles.append(("Clients' evaluation", sent, f"down, {answers} up, beside training's bytes"))
+    return tiles
 
 
 def _memory_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

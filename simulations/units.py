@@ -145,13 +145,13 @@ def _three_digits(amount: float) -> str:
     return f"{amount:.1f}" if abs(amount) < 99.95 else f"{amount:.0f}"
 
 
-def client_figures(values: Mapping[str, Any]) -> str:
-    """The clients' own evaluation in words; nothing where there was none."""
-    mean = number(values.get("client_mean_percent"))
+def client_figures(values: Mapping[str, Any], prefix: str = "client") -> str:
+    """The clients' own evaluation in words, or their test; nothing where there was none."""
+    mean = number(values.get(f"{prefix}_mean_percent"))
     if mean is None:
         return ""
     worst, tenth, spread = (
-        percent(number(values.get(f"client_{name}_percent")))
+        percent(number(values.get(f"{prefix}_{name}_percent")))
         for name in ("worst", "tenth", "spread")
     )
     return f"{percent(mean)} (worst {worst}, worst tenth {tenth}, spread {spread})"

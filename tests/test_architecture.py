@@ -29,7 +29,7 @@ ALLOWED = {
     "payload": {"expected", "layout", "codecs", "errors"},
     "records": {"payload", "environment", "errors"},
     "aggregation": {"layout"},
-    "client_evaluation": {"records"},
+    "client_evaluation": {"records", "terms"},
     "terms": {"expected", "layout", "config"},
     "replies": {"terms", "records", "payload", "layout", "aggregation", "config"},
     "rounds": {

@@ -17,7 +17,7 @@ from fedcunet.commands.options import JsonOption
 from fedcunet.config import FLOWER_SCHEMES, RunConfig
 from fedcunet.data import Annotation, load
 from fedcunet.data.labels import LABELS, scheme_of
-from fedcunet.data.partition import SCHEMES, hold_back
+from fedcunet.data.partition import SCHEMES, OwnParts, own_parts
 from fedcunet.data.sizes import SIZES
 from fedcunet.errors import UserError
 from fedcunet.partitioners import deal
@@ -26,6 +26,7 @@ from fedcunet.partitioners import deal
 _MAX_ROWS = 40
 _QUANTILES = {"least": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "most": 1.0}
 _SHOWN_LABELS = 3
+_KEPT_BACK = {"validation_images": "validation", "test_images": "test"}
 
 
 def partition_command(
@@ -50,6 +51,9 @@ def partition_command(
     validation_fraction: Annotated[
         float, typer.Option("--validation-fraction", help="Share that each client keeps back.")
     ] = 0.0,
+    test_fraction: Annotated[
+        float, typer.Option("--test-fraction", help="And for the final model alone.")
+    ] = 0.0,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Draw it too (.png, .pdf or .svg).")
@@ -67,17 +71,24 @@ def partition_command(
         federation__partition_label=label,
         federation__partition_labels_per_client=labels_per_client,
         federation__validation_fraction=float(validation_fraction),
+        federation__test_fraction=float(test_fraction),
     )
     kind = kind_of(data, root)
     annotations = load(kind, root, subset).annotations
     parts = deal(annotations, setting.federation, num_clients=num_clients, seed=seed)
-    held = [
-        len(hold_back(annotations, part, setting.federation.validation_fraction, seed)[1])
-        for part in parts
-    ]
     rows = [
-        _row(client, [annotations[index] for index in part], kept)
-        for client, (part, kept) in enumerate(zip(parts, held, strict=True))
+        _row(
+            client,
+            [annotations[index] for index in part],
+            own_parts(
+                annotations,
+                part,
+                validation=validation_fraction,
+                test=test_fraction,
+                seed=seed,
+            ),
+        )
+        for client, part in enumerate(parts)
     ]
     title = f"{kind} {subset}: {len(annotations)} images on {num_clients} clients, {scheme}"
     if out is not None:
@@ -93,7 +104,7 @@ def partition_command(
         _print_quantiles(rows, title)
 
 
-def _row(client: int, annotations: Sequence[Annotation], kept_back: int) -> dict[str, Any]:
+def _row(client: int, annotations: Sequence[Annotation], own: OwnParts) -> dict[str, Any]:
     """What a client holds; labels by name with the number of its images."""
 
     def counts(label: str) -> dict[str, int]:
@@ -104,7 +115,8 @@ def _row(client: int, annotations: Sequence[Annotation], kept_back: int) -> dict
         "client": client,
         "images": len(annotations),
         "photos": len({annotation.photo for annotation in annotations}),
-        "validation_images": kept_back,
+        "validation_images": len(own.validation),
+        "test_images": len(own.test),
         "sources": counts("source"),
         "categories": counts("category"),
         "activities": counts("activity"),
@@ -124,10 +136,8 @@ def _visibility(annotations: Sequence[Annotation]) -> dict[str, float]:
 def _print_rows(rows: list[dict[str, Any]], title: str) -> None:
     """A table for each aspect, so that each fits a terminal."""
     console = Console()
-    kept_back = any(row["validation_images"] for row in rows)
     counts = {"images": "images", "photos": "photos"}
-    if kept_back:
-        counts["validation_images"] = "kept back"
+    counts |= {key: words for key, words in _KEPT_BACK.items() if any(row[key] for row in rows)}
     table = Table("client", *counts.values(), "sources", title=title)
     for row in rows:
         cells = (str(row[key]) for key in ("client", *counts))
@@ -166,8 +176,9 @@ def _print_quantiles(rows: list[dict[str, Any]], title: str) -> None:
         "images": [row["images"] for row in rows],
         "photos": [row["photos"] for row in rows],
     }
-    if any(row["validation_images"] for row in rows):
-        figures["images kept back"] = [row["validation_images"] for row in rows]
+    for key, words in _KEPT_BACK.items():
+        if any(row[key] for row in rows):
+            figures[f"images for {words}"] = [row[key] for row in rows]
     for key in ("sources", "categories", "activities"):
         if any(row[key] for row in rows):
             figures[f"number of {key}"] = [len(row[key]) for row in rows]

@@ -97,7 +97,7 @@ def _shares(rows: list[dict[str, Any]], key: str) -> tuple[list[str], np.ndarray
 
 def _draw_sizes(axis: Axes, rows: list[dict[str, Any]]) -> None:
     images_C = np.array([row["images"] for row in rows])
-    held_C = np.array([row["validation_images"] for row in rows])
+    held_C = np.array([row["validation_images"] + row["test_images"] for row in rows])
     places = np.arange(len(rows))
     few = len(rows) <= _FEW
     width = 0.8 if few else 1.0

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -106,10 +106,33 @@ def parts_of(
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
+class OwnParts(NamedTuple):
+    """A client's images: three ascending int64 arrays of indices, disjoint, of whole photos."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def own_parts(
+    annotations: Sequence[Annotation],
+    part: np.ndarray,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+) -> OwnParts:
+    """What a client does with its images; both shares are of all of them, taken by `hold_back`."""
+    rest, test_part = hold_back(annotations, part, test, seed)
+    share = validation * len(part) / max(len(rest), 1)
+    train, validation_part = hold_back(annotations, rest, share, seed)
+    return OwnParts(train, validation_part, test_part)
+
+
 def hold_back(
     annotations: Sequence[Annotation], part: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A client's part split into what it trains on and what it keeps for validation.
+    """A client's part split into what it trains on and what it keeps back.
 
     Photos stay whole. Their order is that of a hash of seed and name, so that a photo does not
     change sides when another joins the client. Photos are held back while that brings their

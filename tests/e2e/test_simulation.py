@@ -142,16 +142,24 @@ def test_clients_evaluate_on_images_that_they_keep_back(setting: RunConfig, tmp_
     before = run(setting, tmp_path / "before")
     assert not [key for key in before if key.startswith(("client_", "evaluation_"))]
     out = tmp_path / "run"
-    summary = run(setting.replace(federation__validation_fraction=0.4), out)
+    shares = {"federation__validation_fraction": 0.3, "federation__test_fraction": 0.3}
+    summary = run(setting.replace(**shares), out)
     rounds, scores = _lines(out / "metrics.jsonl"), _lines(out / "client_evaluations.jsonl")
     clients = _lines(out / "clients.jsonl")
     assert [line["outcome"] for line in scores] == ["accepted"] * len(scores)
     assert {score["round"] for score in scores} == {1, 2}
-    # Every face is trained on or evaluated on, none is both.
+    # Every face is trained on, or evaluated on, or tested on.
     held = sum(score["num_examples"] for score in scores if score["round"] == 1)
+    tests = [score for score in scores if score["part"] == "test"]
+    tested = sum(score["num_examples"] for score in tests)
     assert held > 0
-    assert sum(line["num_examples"] for line in clients if line["round"] == 1) == 11 - held
-    last = [score for score in scores if score["round"] == 2]
+    assert tested > 0
+    assert sum(line["num_examples"] for line in clients if line["round"] == 1) == 11 - held - tested
+    weights = [score["num_examples"] for score in tests]
+    mean = np.average([score["percent"] for score in tests], weights=weights)
+    assert {score["round"] for score in tests} == {2}
+    assert summary["client_test_mean_percent"] == pytest.approx(mean)
+    last = [score for score in scores if score["round"] == 2 and score["part"] == "validation"]
     weights = [score["num_examples"] for score in last]
     mean = np.average([score["percent"] for score in last], weights=weights)
     assert summary["client_mean_percent"] == rounds[-1]["client_mean_percent"]

@@ -15,7 +15,7 @@ import pytest
 from fedcunet.config import FLOWER_SCHEMES, FederationConfig, RunConfig
 from fedcunet.data import Annotation, load
 from fedcunet.data.labels import label_of
-from fedcunet.data.partition import SCHEMES, hold_back, partition
+from fedcunet.data.partition import SCHEMES, hold_back, own_parts, partition
 from fedcunet.data.sizes import MPII_ACTIVITY_QUANTILES, MPII_CATEGORY_COUNTS, client_weights
 from fedcunet.errors import UserError
 from fedcunet.partitioners import deal
@@ -274,6 +274,20 @@ def test_what_is_kept_back_follows_from_the_seed_and_the_photos_alone() -> None:
     # A photo that leaves changes sides for few of the others.
     _, without = hold_back(faces, part[1:], 0.2, seed=7)
     assert len(set(held) ^ set(without)) <= 2
+
+
+def test_training_validation_and_test_images_share_no_photo() -> None:
+    faces = _faces({"a": [1, 2] * 50})
+    part = np.arange(0, 150, 2)
+    own = own_parts(faces, part, validation=0.2, test=0.3, seed=7)
+    assert sorted(np.concatenate(own).tolist()) == part.tolist()
+    photos = [{faces[index].photo for index in indices} for indices in own]
+    assert not photos[0] & photos[1] | photos[0] & photos[2] | photos[1] & photos[2]
+    assert len(own.validation) == pytest.approx(0.2 * len(part), abs=2)
+    assert len(own.test) == pytest.approx(0.3 * len(part), abs=2)
+    alone = own_parts(faces, part, validation=0.2, test=0.0, seed=7)
+    assert alone.test.size == 0
+    assert alone.validation.tolist() == hold_back(faces, part, 0.2, seed=7)[1].tolist()
 
 
 @pytest.mark.parametrize("scheme", FLOWER_SCHEMES)

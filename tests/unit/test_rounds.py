@@ -42,6 +42,7 @@ class Watcher:
         self.clients: list[ClientLine] = []
         self.states: list[np.ndarray] = []
         self.evaluations: list[ClientEvaluation | None] = []
+        self.tests: list[ClientEvaluation | None] = []
 
     def client_done(self, round_number: int, done: int, total: int) -> None:
         assert 1 <= done <= total
@@ -57,6 +58,9 @@ class Watcher:
         self.lines.append(line)
         self.clients += clients
         self.states.append(state_N.copy())
+
+    def tested(self, evaluation: ClientEvaluation | None) -> None:
+        self.tests.append(evaluation)
 
 
 def honest(client: int, round_number: int, model: np.ndarray, message: Message) -> RecordDict:
@@ -314,13 +318,22 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
 
 
 def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any) -> Watcher:
-    """As `run`; clients 1 to 3 keep 1 to 3 images and score 10, 20, 30, client 2 as `odd` says."""
+    """As `run`; clients 1 to 3 keep 1 to 3 images and score 10, 20, 30, client 2 as `odd` says.
+
+    Client 3 keeps 5 more for the test and scores 7.
+    """
 
     def client_app(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         kind = message.metadata.message_type
         if kind == "query":
-            content = description_content(client, EXAMPLES[client], "", num_validation=client)
+            content = description_content(
+                client,
+                EXAMPLES[client],
+                "",
+                num_validation=client,
+                num_test=5 if client == 3 else 0,
+            )
         elif kind == "evaluate":
             blob, values = read_model(message)
             number = int(values["round"])
@@ -329,7 +342,8 @@ def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any
             # The model after the round: each adds the mean of 1 to 4, weighted by examples.
             assert model.decode() == pytest.approx(np.full(43, 3.0 * number))
             assert values["client"] == client
-            content = evaluation_content({"percent": 10.0 * client, "num-examples": client})
+            percent, count = (7.0, 5) if values["part"] == "test" else (10.0 * client, client)
+            content = evaluation_content({"percent": percent, "num-examples": count})
             content = odd(message) if odd is not None and client == 2 else content
         else:
             content = honest(client, int(read_model(message)[1]["round"]), np.zeros(43), message)
@@ -401,7 +415,7 @@ def test_a_wrong_evaluation_costs_only_itself(odd: Any, reason: str) -> None:
 
 
 def test_when_every_evaluation_fails_there_is_no_figure() -> None:
-    scores = ClientEvaluation(scores=())
+    scores = ClientEvaluation(part="validation", scores=())
     assert scores.figures(lower_is_better=True)["client_worst_percent"] is None
 
 
@@ -432,3 +446,15 @@ def test_a_node_whose_key_was_not_admitted_and_one_without_an_id_are_left_out() 
     ids, left_out = described([0, UNKNOWN_CLIENT], None)
     assert ids == [0]
     assert left_out == ["node 2: neither its key was admitted nor is it a part"]
+
+
+def test_the_final_model_is_tested_once_by_the_clients_that_keep_images_for_it() -> None:
+    watcher = evaluated(federation__rounds=2)
+    assert len(watcher.lines) == 2
+    [test] = watcher.tests
+    assert test is not None
+    assert [(score.round, score.client, score.percent) for score in test.scores] == [(2, 3, 7.0)]
+    figures = test.figures(lower_is_better=True)
+    assert figures["client_test_mean_percent"] == 7.0
+    assert figures["client_tests"] == {"accepted": 1}
+    assert run()[0].tests == [None]
