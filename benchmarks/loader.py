@@ -26,7 +26,9 @@ import numpy as np
 import torch
 
 from fedcunet.data import AnnotationSet, load
-from fedcunet.data.crops import Augmentation, Crops, apply_affine, crop_square, invert_affine
+from fedcunet.data.affine import apply_affine, invert_affine
+from fedcunet.data.augmentation import Augmentation
+from fedcunet.data.crops import Crops, crop_square
 from fedcunet.data.disk_cache import DiskCache
 
 BATCH = 16

@@ -10,7 +10,8 @@ from fedcunet.commands.data_check import check
 from fedcunet.commands.data_options import Data, Root, Seed, Subset, kind_of, progress_of, say
 from fedcunet.commands.data_partition import partition_command
 from fedcunet.data import load
-from fedcunet.data.crops import Augmentation, Crops
+from fedcunet.data.augmentation import Augmentation
+from fedcunet.data.crops import Crops
 from fedcunet.data.drawing import contact_sheet, draw_landmarks
 from fedcunet.data.images import write_image
 from fedcunet.errors import UserError

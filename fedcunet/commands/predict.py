@@ -16,8 +16,9 @@ from fedcunet.commands.options import (
     progress_bar,
 )
 from fedcunet.data import Annotation
+from fedcunet.data.affine import apply_affine
 from fedcunet.data.annotations import LandmarkScheme
-from fedcunet.data.crops import Crops, apply_affine
+from fedcunet.data.crops import Crops
 from fedcunet.data.drawing import draw_landmarks
 from fedcunet.data.images import read_image, write_image
 from fedcunet.errors import UserError

@@ -19,53 +19,13 @@ import cv2
 import numpy as np
 import torch
 
+from fedcunet.data.affine import apply_affine, invert_affine
 from fedcunet.data.annotations import Annotation, LandmarkScheme
+from fedcunet.data.augmentation import Augmentation, coloured, draw
+from fedcunet.data.base_crop import CUT_FORM, BaseCrop, cut
 from fedcunet.data.disk_cache import DiskCache
 from fedcunet.data.images import read_image
 from fedcunet.errors import UserError
-
-_MAX_SCALE = 1.25
-_MAX_DEGREES = 30.0
-# Half the side of the kept neighbourhood, in sides of the crop: it holds every crop that is
-# _MAX_SCALE times as large and turned by up to _MAX_DEGREES.
-_REACH = (
-    _MAX_SCALE * (math.cos(math.radians(_MAX_DEGREES)) + math.sin(math.radians(_MAX_DEGREES))) / 2
-)
-_FINENESS = 2  # kept pixels per crop pixel, at most: zooming in by 0.75 still finds detail
-# A smaller image is decoded as fast as a file is opened: not worth a place on disk.
-_WORTH_DISK_PIXELS = 128 * 128
-_CUT_VERSION = 1  # of what `_cut` and the decoder give; part of the key on disk
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augmentation:
-    """Ranges of the random changes of a training crop, each drawn uniformly.
-
-    Attributes:
-        scale: factors on the side of the crop, within 0.25 to 1.25 (what the cached pixels hold).
-        rotation_degrees: the crop turns by up to this much either way, at most 30.
-        flip: mirror half of the crops, landmarks of the two sides changing names. The paper flips
-            people; its faces are not flipped.
-        colour: each colour channel is multiplied by 1 - colour to 1 + colour, then clipped.
-    """
-
-    scale: tuple[float, float] = (0.75, 1.25)
-    rotation_degrees: float = 30.0
-    flip: bool = False
-    colour: float = 0.4
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0.25 <= low <= high <= _MAX_SCALE:
-            raise UserError(
-                f"augmentation scale: expected 0.25 <= low <= high <= 1.25, found {self.scale}"
-            )
-        if not 0 <= self.rotation_degrees <= _MAX_DEGREES:
-            raise UserError(
-                f"augmentation rotation: expected 0 to 30, found {self.rotation_degrees}"
-            )
-        if not 0 <= self.colour <= 1:
-            raise UserError(f"augmentation colour: expected 0 to 1, found {self.colour}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,16 +45,6 @@ class CropBatch:
     points_BK2: torch.Tensor
     labelled_BK: torch.Tensor
     to_image_B23: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _BaseCrop:
-    """uint8 RGB pixels of the neighbourhood, and the affine map image -> these pixels."""
-
-    pixels_HW3: np.ndarray
-    scale_2: tuple[float, float]
-    offset_2: tuple[float, float]
-    is_worth_disk: bool = True  # whether decoding took longer than reading a file
 
 
 class Crops:
@@ -139,7 +89,7 @@ class Crops:
         self.cached_bytes = 0
         self._annotations = tuple(annotations)
         self._budget_bytes = budget_bytes
-        self._cache: dict[int, _BaseCrop] = {}
+        self._cache: dict[int, BaseCrop] = {}
         self._disk = disk
         self._oriented = oriented
         self._lock = threading.Lock()
@@ -184,12 +134,12 @@ class Crops:
         """
         index_B = np.asarray(indices, dtype=np.int64)
         count = len(index_B)
-        scale_B, radians_B, flip_B, colour_B3 = _draw(count, augmentation, generator)
+        scale_B, radians_B, flip_B, colour_B3 = draw(count, augmentation, generator)
         to_image_B23 = self._to_image(index_B, scale_B, radians_B, flip_B)
         images_BHW3 = np.empty((count, self.size, self.size, 3), dtype=np.uint8)
         for row, index in enumerate(index_B):
             self._warp(int(index), to_image_B23[row], images_BHW3[row])
-        coloured_BHW3 = _coloured(images_BHW3, colour_B3)
+        coloured_BHW3 = coloured(images_BHW3, colour_B3)
         points_BK2 = apply_affine(invert_affine(to_image_B23), self._points_NK2[index_B])
         labelled_BK = self._labelled_NK[index_B]
         if flip_B.any():
@@ -208,7 +158,7 @@ class Crops:
         No image is decoded.
         """
         count = len(self)
-        scale_N, radians_N, flip_N, _ = _draw(count, None, None)
+        scale_N, radians_N, flip_N, _ = draw(count, None, None)
         to_image_N23 = self._to_image(np.arange(count), scale_N, radians_N, flip_N)
         return apply_affine(invert_affine(to_image_N23), self._points_NK2), self._labelled_NK.copy()
 
@@ -246,7 +196,7 @@ class Crops:
             borderMode=cv2.BORDER_CONSTANT,
         )
 
-    def _base(self, index: int) -> _BaseCrop:
+    def _base(self, index: int) -> BaseCrop:
         kept = self._cache.get(index)
         if kept is not None:
             return kept
@@ -258,13 +208,13 @@ class Crops:
                 self.cached_bytes += num_bytes
         return base
 
-    def _decoded(self, index: int) -> _BaseCrop:
+    def _decoded(self, index: int) -> BaseCrop:
         image_HW3 = read_image(self._annotations[index].image, oriented=self._oriented)
         with self._lock:
             self.num_decoded += 1
-        return _cut(image_HW3, self._centre_N2[index], float(self._side_N[index]), self.size)
+        return cut(image_HW3, self._centre_N2[index], float(self._side_N[index]), self.size)
 
-    def _from_disk(self, index: int) -> _BaseCrop:
+    def _from_disk(self, index: int) -> BaseCrop:
         """The neighbourhood that some process has kept, else decoded and kept for the others."""
         assert self._disk is not None
         path = self._annotations[index].image
@@ -281,11 +231,11 @@ class Crops:
             *self._centre_N2[index].tolist(),
             float(self._side_N[index]),
             self.size,
-            (_REACH, _FINENESS, _CUT_VERSION),
+            CUT_FORM,
         )
         kept = self._disk.get(key)
         if kept is not None:
-            return _BaseCrop(*kept)
+            return BaseCrop(*kept)
         base = self._decoded(index)
         if base.is_worth_disk:
             self._disk.put(key, base.pixels_HW3, base.scale_2, base.offset_2)
@@ -331,80 +281,3 @@ def crop_square(annotation: Annotation, scheme: LandmarkScheme) -> tuple[np.ndar
         )
     factor = 1.0 if annotation.box_origin == "image" else scheme.crop_factor
     return np.array([x + width / 2, y + height / 2]), max(width, height) * factor
-
-
-def apply_affine(affine_B23: np.ndarray, points_BK2: np.ndarray) -> np.ndarray:
-    """Points (B, K, 2) mapped by their row's affine matrix."""
-    mapped_BK2: np.ndarray = points_BK2 @ affine_B23[:, :, :2].transpose(0, 2, 1)
-    mapped_BK2 += affine_B23[:, None, :, 2]
-    return mapped_BK2
-
-
-def invert_affine(affine_B23: np.ndarray) -> np.ndarray:
-    """The inverse maps, (B, 2, 3)."""
-    inverse_B22 = np.linalg.inv(affine_B23[:, :, :2])
-    return np.concatenate([inverse_B22, -inverse_B22 @ affine_B23[:, :, 2:]], axis=2)
-
-
-def _draw(
-    count: int, augmentation: Augmentation | None, generator: np.random.Generator | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per crop: scale, angle in radians, mirrored or not, and three colour factors."""
-    if augmentation is None:
-        return np.ones(count), np.zeros(count), np.zeros(count, dtype=bool), np.ones((count, 3))
-    if generator is None:
-        raise ValueError(
-            "augmentation needs a generator: expected numpy.random.Generator, found None"
-        )
-    uniform_B6 = generator.random((count, 6))
-    low, high = augmentation.scale
-    return (
-        low + (high - low) * uniform_B6[:, 0],
-        math.radians(augmentation.rotation_degrees) * (2 * uniform_B6[:, 1] - 1),
-        (uniform_B6[:, 2] < 0.5) & augmentation.flip,
-        1 + augmentation.colour * (2 * uniform_B6[:, 3:] - 1),
-    )
-
-
-def _coloured(images_BHW3: np.ndarray, colour_B3: np.ndarray) -> np.ndarray:
-    """uint8 pixels times the factors of their channels, as float32 clipped to [0, 1].
-
-    Each of the 256 values of a channel is multiplied once, in a table: a third of the time that
-    multiplying every pixel takes.
-    """
-    gain_B3 = (colour_B3 / 255.0).astype(np.float32)
-    table_B256x3 = np.arange(256, dtype=np.float32)[:, None] * gain_B3[:, None, :]
-    np.minimum(table_B256x3, 1.0, out=table_B256x3)
-    coloured_BHW3 = np.empty(images_BHW3.shape, dtype=np.float32)
-    for image_HW3, table_256x3, out_HW3 in zip(
-        images_BHW3, table_B256x3, coloured_BHW3, strict=True
-    ):
-        cv2.LUT(image_HW3, table_256x3[None], dst=out_HW3)
-    return coloured_BHW3
-
-
-def _cut(image_HW3: np.ndarray, centre_2: np.ndarray, side: float, size: int) -> _BaseCrop:
-    """The part of the image that any augmented crop can see, as fine as the crops need it."""
-    height, width = image_HW3.shape[:2]
-    reach = _REACH * side + 1  # a pixel more for the interpolation
-    left, top = (max(0, math.floor(c - reach)) for c in centre_2)
-    right = min(width, math.ceil(centre_2[0] + reach) + 1)
-    bottom = min(height, math.ceil(centre_2[1] + reach) + 1)
-    if right <= left or bottom <= top:  # the box lies outside the image: all black
-        return _BaseCrop(np.zeros((1, 1, 3), dtype=np.uint8), (1.0, 1.0), (-left - 1e6, -top - 1e6))
-    pixels_HW3 = image_HW3[top:bottom, left:right]
-    shrink = _FINENESS * size / side
-    if shrink < 1:
-        new_width = max(1, round((right - left) * shrink))
-        new_height = max(1, round((bottom - top) * shrink))
-        # INTER_AREA averages whole pixels: the warp's bilinear steps would skip some (aliasing).
-        pixels_HW3 = cv2.resize(pixels_HW3, (new_width, new_height), interpolation=cv2.INTER_AREA)
-    scale_2 = (pixels_HW3.shape[1] / (right - left), pixels_HW3.shape[0] / (bottom - top))
-    # Pixel centres: kept = (image - left + 0.5) * scale - 0.5.
-    offset_2 = ((0.5 - left) * scale_2[0] - 0.5, (0.5 - top) * scale_2[1] - 0.5)
-    return _BaseCrop(
-        np.ascontiguousarray(pixels_HW3),
-        scale_2,
-        offset_2,
-        is_worth_disk=height * width >= _WORTH_DISK_PIXELS,
-    )

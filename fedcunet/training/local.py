@@ -14,7 +14,8 @@ from torch import nn
 
 from fedcunet.config import DataConfig
 from fedcunet.data.annotations import AnnotationSet, LandmarkScheme
-from fedcunet.data.crops import Augmentation, CropBatch, Crops, CropSubset
+from fedcunet.data.augmentation import Augmentation
+from fedcunet.data.crops import CropBatch, Crops, CropSubset
 from fedcunet.data.disk_cache import DiskCache
 from fedcunet.data.prefetch import prefetched
 from fedcunet.errors import RunFailure

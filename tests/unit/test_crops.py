@@ -8,14 +8,9 @@ import pytest
 import torch
 
 from fedcunet.data import FACE68, Annotation, LandmarkScheme, load
-from fedcunet.data.crops import (
-    Augmentation,
-    Crops,
-    CropSubset,
-    apply_affine,
-    crop_square,
-    invert_affine,
-)
+from fedcunet.data.affine import apply_affine, invert_affine
+from fedcunet.data.augmentation import Augmentation
+from fedcunet.data.crops import Crops, CropSubset, crop_square
 from fedcunet.data.images import read_image
 from fedcunet.errors import UserError
 
