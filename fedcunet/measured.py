@@ -192,7 +192,7 @@ def _key(config: RunConfig, num_landmarks: int) -> dict[str, Scalar]:
 def _code_hash() -> str:
     """Of the code that a training step runs: a measurement of other code is none of this."""
     digest = hashlib.sha256()
-    for name in ("models", "quant", "training", "memory.py", "measured.py"):
+    for name in ("models", "quant", "training", "bits.py", "memory.py", "measured.py"):
         for path in sorted([_PACKAGE / name, *(_PACKAGE / name).rglob("*.py")]):
             if path.is_file():
                 digest.update(path.read_bytes())
@@ -239,8 +239,10 @@ def _need(config: RunConfig, num_landmarks: int, device: str) -> dict[str, int]:
     before = psutil.Process().memory_info().rss
     step = TrainingStep(config, num_landmarks, device)
     step.warm_up()
-    peak = step_bytes(step)["peak"]
+    step()
+    # Before the profiler comes, whose log of events takes hundreds of megabytes.
     resident = high_water_bytes()
+    peak = step_bytes(step)["peak"]
     static = step.static_bytes()
     return asdict(
         StepNeed(

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from fedcunet.config import QuantConfig, RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
+from fedcunet.quant.storage import Stored
 from fedcunet.training.checkpoint import to_device
 from fedcunet.training.local import STRIDE, make_optimizer
 from fedcunet.training.losses import regression_loss
@@ -34,7 +35,7 @@ class StepCost:
 
     peak_bytes: int  # static bytes + the high-water mark of what the step allocates
     saved_bytes: int  # allocated by the forward pass and still held when it ends
-    static_bytes: int  # parameters, buffers, optimiser state, images and targets
+    static_bytes: int  # parameters, buffers, state of optimiser and rounding, images and targets
     step_seconds: float  # wall time, the shortest of the timed steps
 
 
@@ -86,13 +87,15 @@ class TrainingStep:
         self.images_B3SS, self.target_BKSS, self.labelled_BK = batch
 
     def static_bytes(self) -> int:
-        """Bytes that stay from step to step: state of model and optimiser, images, targets."""
+        """Bytes that stay from step to step: state of model, optimiser, rounding; the batch."""
         state = [
             value
             for values in self.optimizer.state.values()
             for value in values.values()
             if isinstance(value, Tensor)
         ]
+        if isinstance(self.model, Stored):
+            state += self.model.rounding.held()
         batch = [self.images_B3SS, self.target_BKSS, self.labelled_BK]
         return storage_bytes([*self.model.parameters(), *self.model.buffers(), *state, *batch])
 

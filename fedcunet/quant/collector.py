@@ -27,8 +27,10 @@ class Collector:
         self._open[parameter] += 1
 
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Adds the gradient of one use."""
+        """Adds the gradient of one use; that of a frozen parameter is dropped."""
         assert isinstance(parameter, nn.Parameter)
+        if not parameter.requires_grad:
+            return
         if parameter in self.gradients:
             self.gradients[parameter] += gradient
         else:

@@ -22,6 +22,9 @@ from fedcunet.quant.programs import run
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.tape import Tape
 
+_MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
 
 class Stored(nn.Module):
     """A network that stores only its sources from the forward to the backward pass.
@@ -50,12 +53,39 @@ class Stored(nn.Module):
         check_sides(image_B3SS)
         if image_B3SS.requires_grad:
             raise UserError("packed storage: gradients of the image are not computed")
+        self._check_layers()
+        self._check_parameters()
         if self.update is not None and _is_one_of_many():
             raise UserError(
                 "quant.storage: expected packed or float32 where several processes train together, "
                 "for frugal steps each weight before gradients could be averaged"
             )
         return list(StoredPass.apply(self, image_B3SS, *self.parameters()))  # type: ignore[no-untyped-call]
+
+    def _check_layers(self) -> None:
+        """Refuses what plain layers would do in a training step and stages would leave out."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.training:
+                raise UserError(
+                    f"packed storage: expected every BatchNorm in training mode, found {name} in "
+                    "evaluation mode"
+                )
+            if module is not self and any(getattr(module, kind) for kind in _MODULE_HOOKS):
+                raise UserError(
+                    f"packed storage: expected no hooks on layers, which run as stages in "
+                    f"training, found one on {name}"
+                )
+
+    def _check_parameters(self) -> None:
+        """Refuses hooks on gradients that never get to the parameters."""
+        if self.update is None:
+            return
+        for name, parameter in self.named_parameters():
+            if any(getattr(parameter, kind) for kind in _PARAMETER_HOOKS):
+                raise UserError(
+                    "quant.storage: expected packed or float32 with hooks on parameters, for "
+                    f"frugal steps each weight as its gradient appears, found one on {name}"
+                )
 
     def record(self, image_B3SS: Tensor) -> Tape:
         """The forward pass of a training step, ready to run backwards."""

@@ -132,6 +132,17 @@ def test_steps_in_the_backward_pass_are_those_after_it(iterative: bool) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
+def test_frozen_parameters_stay_as_they_are() -> None:
+    model = frugal(QuantSpec())
+    frozen = {"stem.conv.weight", "unets.0.neck.grow.norm.bias"}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    step(model, make_optimizer(model, "sgd", 0.1))
+    same = {name for name, after in model.named_parameters() if after.equal(before[name])}
+    assert same == frozen
+
+
 def test_gradients_of_parameters_are_never_all_there() -> None:
     model = frugal(QuantSpec())
     waiting: list[int] = []

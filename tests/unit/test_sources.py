@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcunet.quant.outputs import gather, pool_codes, pool_values, unpool
+from fedcunet.quant.outputs import GradientQuantiser, gather, pool_codes, pool_values, unpool
 from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import QuantiseSource, Source
@@ -129,6 +129,36 @@ def test_gradients_wait_in_codes_that_are_off_by_at_most_a_step(
         each.add_to(found, slice(0, shape[0]), workspace)
         step = gradient.abs().amax(2, keepdim=True) / levels * 1.02
         assert bool(((found - gradient).abs() <= step).all())
+
+
+@pytest.mark.parametrize(("bits", "share"), [(6, 1), (8, 1), (9, 2), (16, 2)])
+def test_a_waiting_gradient_takes_its_codes_and_a_scale_of_two_bytes_a_row(
+    bits: int, share: int
+) -> None:
+    shape = (2, 4, 32, 3)
+    waiting = CodedGradient(shape, torch.zeros(0), bits=bits, packed=True, rounding=Rounding())
+    assert waiting.data.nbytes == share * 2 * 4 * 32 * 3
+    assert waiting.step_BH1C.nbytes == 2 * (2 * 4 * 3)
+
+
+@pytest.mark.parametrize("one_scale", [False, True])
+def test_gradients_are_quantised_on_their_grid_without_bias(one_scale: bool) -> None:
+    bits, repeats = 4, 1500
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(2, 3, 4, 3, generator=generator) * torch.tensor([1e-6, 1.0, 30.0])
+    peak = gradient.abs().amax() if one_scale else gradient.abs().amax((1, 2), keepdim=True)
+    # The power of two at or above the peak over 1 - 1/8, in steps of an eighth.
+    step = torch.exp2(torch.log2(peak / (1 - 1 / 8)).ceil()) / 8
+    quantise = GradientQuantiser(bits, Rounding(), peak if one_scale else None)
+    workspace = Workspace(gradient)
+    total = torch.zeros_like(gradient)
+    for _ in range(repeats):
+        codes = quantise(gradient.clone(), workspace) / step
+        assert codes.equal(codes.round())
+        assert codes.abs().max() <= 2 ** (bits - 1) - 1
+        total += codes
+    # A rounding is off by half a step at most in the mean square, and by 1/512 in the mean.
+    assert (total / repeats - gradient / step).abs().max() < 5 * 0.5 / repeats**0.5
 
 
 def test_gradients_wait_in_codes_without_bias() -> None:

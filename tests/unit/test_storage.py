@@ -16,7 +16,9 @@ from fedcunet.errors import UserError
 from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant import QuantSpec, pieces, quantise_network, seed_rounding
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
+from fedcunet.quant.outputs import GradientQuantiser
 from fedcunet.quant.storage import Stored, store
+from fedcunet.quant.workspace import Workspace
 from fedcunet.training.central import LAST, train_network
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.network import build_network
@@ -291,6 +293,78 @@ def test_frugal_storage_holds_about_half_of_packed() -> None:
         store(model, frugal=frugal).record(image).held_bytes() for frugal in (True, False)
     )
     assert frugal_bytes < 0.53 * packed_bytes
+
+
+@pytest.mark.parametrize(
+    ("frugal", "gradient_bits", "dtype"),
+    [
+        (True, 8, torch.int8),
+        (True, 16, torch.int16),
+        (True, 32, torch.float64),
+        (False, 8, torch.float64),
+    ],
+)
+def test_gradients_wait_in_codes_in_frugal_storage_alone(
+    frugal: bool, gradient_bits: int, dtype: torch.dtype
+) -> None:
+    spec = QuantSpec(input_bits=8, gradient_bits=gradient_bits, input_quantizer="source")
+    model = store(network(spec), frugal=frugal)
+    seen: set[torch.dtype] = set()
+
+    def look(parameter: nn.Parameter, gradient: Tensor) -> None:
+        outputs = [output for step in tape._steps for output in step.outputs()]
+        waiting = [output.source.waiting for output in outputs]
+        seen.update(each.data.dtype for each in waiting if each is not None)
+
+    model.update = look
+    tape = model.record(batch(2)[0])
+    tape.backward([torch.ones_like(heatmap) for heatmap in tape.heatmaps()])
+    assert seen == {dtype}
+
+
+def test_one_scale_for_a_tensor_is_that_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    largest: dict[GradientQuantiser, float] = {}
+
+    class Watched(GradientQuantiser):
+        def __call__(self, gradient: Tensor, workspace: Workspace) -> Tensor:
+            largest[self] = max(largest.get(self, 0), float(gradient.abs().max()))
+            return super().__call__(gradient, workspace)
+
+    monkeypatch.setattr("fedcunet.quant.engine.GradientQuantiser", Watched)
+    spec = QuantSpec(input_bits=8, gradient_bits=8, gradient_scale="tensor")
+    gradients(store(network(spec)), *batch(3))
+    scaled = [each for each in largest if each.peak is not None]
+    assert len(scaled) > 20
+    assert all(largest[each] == float(each.peak) for each in scaled)
+
+
+def test_what_stages_would_leave_out_is_refused() -> None:
+    model = store(network(SOURCE_818), frugal=True)
+    image, target = batch(2)
+    model.unets[0].neck.grow.norm.eval()
+    with pytest.raises(UserError, match=r"found unets\.0\.neck\.grow\.norm in evaluation mode"):
+        model(image)
+    model.train()
+    handle = model.stem.register_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(UserError, match=r"no hooks on layers.*found one on stem"):
+        model(image)
+    handle.remove()
+    seen: list[Tensor] = []
+    weight = model.stem.conv.weight
+    handles = [
+        weight.register_hook(seen.append),
+        weight.register_post_accumulate_grad_hook(seen.append),
+    ]
+    gradients(model, image, target)  # no optimiser takes the gradients: the hooks see them
+    assert len(seen) == 2
+    model.update = lambda parameter, gradient: None
+    for handle in handles:
+        with pytest.raises(UserError, match=r"hooks on parameters.*stem\.conv\.weight"):
+            model(image)
+        handle.remove()
+    model(image)
 
 
 def small_network(kind: str, spec: QuantSpec) -> nn.Module:
