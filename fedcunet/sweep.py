@@ -23,7 +23,7 @@ from fedcunet.memory import TrainingStep, measure, naive, ratios
 LEVELS: tuple[str, ...] = get_args(get_type_hints(QuantConfig)["storage"])
 BITS = ("8,1,8", "6,1,6", "4,1,4")
 NAIVE, RECOMPUTED = "float32", "float32 recomputed"
-PAPER_FIGURE_5 = {"naive": 9, "memory-efficient": 16}  # U-Nets in 12 GB at batch 16
+PAPER_FIGURE_5 = {NAIVE: 9, RECOMPUTED: 16}  # U-Nets in 12 GB at batch 16
 
 
 def quant_values(bits: str, storage: str) -> dict[str, Scalar]:
@@ -138,7 +138,8 @@ def fit_line(
     else:
         deepest, known = -1, False
     if not known:
-        deepest = max(0, math.floor(last + (budget_bytes - measured[last]) / slope))
+        # What fits to the byte fits.
+        deepest = max(0, math.floor(last + (budget_bytes - measured[last]) / slope + 1e-9))
     return DepthLine(
         name=name,
         measured=measured,

@@ -60,7 +60,18 @@ ALLOWED = {
     },
     "memory": {"config", "quant", "training", "errors"},
     # Trains and measures by means of the library; nothing in the library knows of it.
-    "paper": {"config", "data", "training", "models", "memory", "metrics", "files", "errors"},
+    "paper": {
+        "config",
+        "data",
+        "training",
+        "models",
+        "memory",
+        "measured",
+        "sweep",
+        "metrics",
+        "files",
+        "errors",
+    },
     "measured": {"memory", "config", "files", "errors"},
     "sweep": {"measured", "memory", "config", "files", "errors"},
 }

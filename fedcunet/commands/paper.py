@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from fedcunet.files import write_atomically
 from fedcunet.paper.anew import Listener, make_table
 from fedcunet.paper.budget import Budget
 from fedcunet.paper.machine import measure_depths, measure_networks
-from fedcunet.paper.pictures import draw_memory, draw_orders
+from fedcunet.paper.pictures import draw_orders
 from fedcunet.paper.report import (
     METRICS,
     TextTable,
@@ -34,6 +35,7 @@ from fedcunet.paper.report import (
 )
 from fedcunet.paper.running import RowResult
 from fedcunet.paper.tables import TABLE6_SOURCE, TABLES, Table
+from fedcunet.sweep import draw_figure
 
 app = typer.Typer(
     help="Ask the question of a table of the paper anew, at a small scale, beside its figures.",
@@ -213,23 +215,25 @@ def fig5(
 ) -> None:
     """Figure 5, section 4.3: measured training memory by number of U-Nets, naive and recomputing.
 
-    Nothing is trained: one step of each network on a made-up batch, as `fedcunet memory` does.
+    Nothing is trained: a step of each network on a made-up batch, each in a process of its own.
+    It is the figure of `fedcunet memory --sweep`, with 9 naive U-Nets in place of its --budget.
 
     Example: fedcunet paper fig5 --max-unets 4 --size 64
     """
-    found = measure_depths(
+    lines, room = measure_depths(
         max_unets=max_unets, size=size, batch_size=batch_size, threads=threads, tell=_tell
     )
     settings = {"size": size, "batch_size": batch_size, "threads": threads}
-    report = {"table": "fig5", "source": "Figure 5, section 4.3", "budget": settings, **found}
-    peaks = {name: form["peak_bytes"] for name, form in found["forms"].items()}
-    draw_memory(found["unets"], peaks, out / "fig5.png")
+    report: dict[str, Any] = {"table": "fig5", "source": "Figure 5, section 4.3"}
+    report |= {"budget": settings, "room_bytes": room, "lines": [asdict(line) for line in lines]}
+    title = f"{size}x{size}, batch {batch_size}"
+    draw_figure(out / "fig5.png", lines, title, room)
     notes = [
-        f"order 1, {size}x{size}, batch {batch_size}, {threads} thread; MB: peak of a step",
-        "in naive 9: U-Nets that fit where 9 naive ones do, by the line through these peaks; "
-        "paper: 9 and 16 in 12 GB at 256x256, batch 16",
+        f"order 1, {title}, {threads} thread; MB: peak of a step",
+        "in naive 9: U-Nets that fit where 9 naive ones do, ~ by the line through the two deepest "
+        "networks measured; paper: 9 and 16 in 12 GB at 256x256, batch 16",
     ]
-    _finish(report, depths_table(found), notes, out, as_json)
+    _finish(report, depths_table(lines, range(2, max_unets + 1)), notes, out, as_json)
 
 
 def _tell(what: str) -> None:

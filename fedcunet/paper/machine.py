@@ -3,29 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedcunet.config import RunConfig
 from fedcunet.data import MPII16
+from fedcunet.measured import NotMeasured
 from fedcunet.memory import TrainingStep, measure
 from fedcunet.paper.budget import Budget, row_config
-from fedcunet.paper.measures import forward_seconds, packed_bytes, parameter_counts
+from fedcunet.paper.measures import exported_bytes, forward_seconds, parameter_counts
 from fedcunet.paper.tables import TABLE6
+from fedcunet.sweep import NAIVE, PAPER_FIGURE_5, DepthLine, fit_line, sweep_depths
 
-# Figure 5's three lines: the paper's two, and what low bits make of the second.
-FORMS = {
-    "naive float32": {"quant__bits": "32,32,32", "quant__storage": "float32"},
-    "recomputing float32": {"quant__bits": "32,32,32", "quant__storage": "packed"},
-    "packed 8,1,8": {
-        "quant__bits": "8,1,8",
-        "quant__alpha": True,
-        "quant__input_quantizer": "source",
-        "quant__storage": "packed",
-    },
-}
-# Figure 5 and section 4.3: what fits into 12 GB at batch 16.
-PAPER_UNETS_IN_12_GB = {"naive float32": 9, "recomputing float32": 16, "packed 8,1,8": None}
+PAPER_BYTES = 12e9
 
 
 def measure_networks(
@@ -67,7 +56,7 @@ def _network(config: RunConfig, *, runs: bool) -> dict[str, Any]:
         "conv_parameters": convolutions,
         "parameters": parameters,
         "bytes_float32": state_bytes,
-        "bytes_packed": packed_bytes(step.model, config, MPII16),
+        "bytes_packed": exported_bytes(step.model, config, MPII16),
     }
     if runs:
         (cost,) = measure([step], repeats=1)
@@ -82,39 +71,23 @@ def _network(config: RunConfig, *, runs: bool) -> dict[str, Any]:
 
 def measure_depths(
     *, max_unets: int, size: int, batch_size: int, threads: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Figure 5: the peak of a training step of order-1 DU-Nets, by number of U-Nets and form.
+) -> tuple[list[DepthLine], float]:
+    """Figure 5 of order-1 DU-Nets, scaled to this machine: the lines of `fedcunet.sweep`.
 
     Returns:
-        `unets` (2 to `max_unets`), and for each form `peak_bytes`, the line through them
-        (`bytes_a_unet`, `bytes_without`), and `unets_in_naive_9`: how many U-Nets the line puts
-        into what it says 9 naive ones take, with the paper's count beside it.
+        The lines from 2 to `max_unets` U-Nets, and the budget that they are held against: the
+        bytes that the line of naive float32 says 9 U-Nets take, which are the paper's 12 GB.
+
+    Raises:
+        NotMeasured: not even the two smallest naive networks fit into the memory that is free.
     """
-    torch.set_num_threads(threads)
-    unets = list(range(2, max_unets + 1))
-    forms: dict[str, Any] = {}
-    for name, values in FORMS.items():
-        peaks = []
-        for count in unets:
-            tell(f"{name}, {count} U-Nets")
-            config = RunConfig().replace(
-                model__unets=count,
-                data__size=size,
-                training__batch_size=batch_size,
-                training__threads=threads,
-                **values,  # type: ignore[arg-type]
-            )
-            peaks.append(measure([TrainingStep(config, MPII16.num_landmarks)], repeats=1)[0])
-        slope, rest = np.polyfit(unets, [cost.peak_bytes for cost in peaks], 1)
-        forms[name] = {
-            "peak_bytes": [cost.peak_bytes for cost in peaks],
-            "step_seconds": [cost.step_seconds for cost in peaks],
-            "bytes_a_unet": float(slope),
-            "bytes_without": float(rest),
-            "paper_unets_in_12_gb": PAPER_UNETS_IN_12_GB[name],
-        }
-    naive = forms["naive float32"]
-    room = naive["bytes_without"] + 9 * naive["bytes_a_unet"]
-    for form in forms.values():
-        form["unets_in_naive_9"] = (room - form["bytes_without"]) / form["bytes_a_unet"]
-    return {"unets": unets, "forms": forms}
+    config = RunConfig().replace(
+        data__size=size, training__batch_size=batch_size, training__threads=threads
+    )
+    depths = range(2, max_unets + 1)
+    found = list(sweep_depths(config, MPII16.num_landmarks, depths, PAPER_BYTES, progress=tell))
+    if not found or found[0].name != NAIVE:
+        raise NotMeasured("figure 5: fewer than two naive networks fit into the free memory")
+    room = found[0].at(PAPER_FIGURE_5[NAIVE])
+    refitted = [fit_line(line.name, line.measured, line.not_measured, room) for line in found]
+    return [line for line in refitted if line is not None], room

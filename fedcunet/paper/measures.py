@@ -9,7 +9,8 @@ from torch import nn
 from fedcunet.config import ModelConfig, RunConfig
 from fedcunet.data import LandmarkScheme
 from fedcunet.models.dunet import convolution_parameters
-from fedcunet.training.network import make_network, state_tensors
+from fedcunet.training.checkpoint import float32_bytes
+from fedcunet.training.network import make_network
 from fedcunet.training.packed import pack_network
 
 
@@ -18,7 +19,7 @@ def parameter_counts(network: nn.Module) -> tuple[int, int, int]:
     return (
         convolution_parameters(network),
         sum(parameter.numel() for parameter in network.parameters()),
-        4 * sum(tensor.numel() for tensor in state_tensors(network).values()),
+        float32_bytes(network),
     )
 
 
@@ -29,8 +30,12 @@ def counts_of(model: ModelConfig, num_landmarks: int) -> tuple[int, int, int]:
         return parameter_counts(make_network(model, num_landmarks))
 
 
-def packed_bytes(network: nn.Module, config: RunConfig, scheme: LandmarkScheme) -> int:
-    """Length of the packed file of a network, everything counted."""
+def exported_bytes(network: nn.Module, config: RunConfig, scheme: LandmarkScheme) -> int:
+    """Length of the file of `fedcunet export`, everything counted.
+
+    Weights that the setting does not quantise take float16 in it; `model_bytes`, which a run is
+    judged by, has them in float32.
+    """
     return len(pack_network(network, config, scheme).content)
 
 

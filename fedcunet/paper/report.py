@@ -11,6 +11,7 @@ from fedcunet.paper.measures import counts_of
 from fedcunet.paper.ranks import agreement, ranks
 from fedcunet.paper.running import RowResult
 from fedcunet.paper.tables import Row, Table
+from fedcunet.sweep import PAPER_FIGURE_5, DepthLine
 
 METRICS = {
     "nme": "NME %",
@@ -321,14 +322,14 @@ def sizes_table(rows: Sequence[dict[str, Any]]) -> TextTable:
     return TextTable(title="Table 6, section 4.5", columns=columns, rows=tuple(lines))
 
 
-def depths_table(found: dict[str, Any]) -> TextTable:
-    """Figure 5 as text."""
-    lines = []
-    for name, form in found["forms"].items():
-        peaks = [number(peak / 1e6, 0) for peak in form["peak_bytes"]]
-        fits, paper = form["unets_in_naive_9"], form["paper_unets_in_12_gb"]
-        each = number(form["bytes_a_unet"] / 1e6, 1)
-        lines.append((name, *peaks, each, number(fits, 1), number(paper, 0)))
-    counts = [f"n={count}\nMB" for count in found["unets"]]
+def depths_table(lines: Sequence[DepthLine], depths: Sequence[int]) -> TextTable:
+    """Figure 5 as text; ~ is not measured."""
+    rows = []
+    for line in lines:
+        peaks = [number(line.measured[n] / 1e6, 0) if n in line.measured else "–" for n in depths]
+        fits = f"{'~' if line.deepest_is == 'extrapolated' else ''}{line.deepest}"
+        each = number(line.bytes_per_unet / 1e6, 1)
+        rows.append((line.name, *peaks, each, fits, number(PAPER_FIGURE_5.get(line.name), 0)))
+    counts = [f"n={count}\nMB" for count in depths]
     columns = ("form", *counts, "MB a\nU-Net", "in\nnaive 9", "paper:\nin 12 GB")
-    return TextTable(title="Figure 5, section 4.3", columns=columns, rows=tuple(lines))
+    return TextTable(title="Figure 5, section 4.3", columns=columns, rows=tuple(rows))

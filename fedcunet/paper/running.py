@@ -13,7 +13,7 @@ from fedcunet.data import AnnotationSet
 from fedcunet.data.w300 import SUBSETS
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
-from fedcunet.paper.measures import forward_seconds, packed_bytes, parameter_counts
+from fedcunet.paper.measures import exported_bytes, forward_seconds, parameter_counts
 from fedcunet.training.central import HISTORY, LAST, Epoch, train_network
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint
 from fedcunet.training.evaluation import evaluate
@@ -150,7 +150,7 @@ def _result(loaded: Checkpoint, test_set: AnnotationSet, out: Path) -> RowResult
         conv_parameters=convolutions,
         parameters=parameters,
         bytes_float32=state_bytes,
-        bytes_packed=packed_bytes(loaded.model, loaded.config, loaded.scheme),
+        bytes_packed=exported_bytes(loaded.model, loaded.config, loaded.scheme),
         train_seconds=seconds,
         train_images_per_second=images / seconds,
         test_seconds_per_image=forward_seconds(loaded.model, loaded.config.data.size),

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 import fedcunet.__main__ as library
+import fedcunet.sweep as sweep
+from fedcunet.config import RunConfig
 from fedcunet.data import load
 from fedcunet.errors import UserError
+from fedcunet.measured import NotMeasured, StepNeed
+from fedcunet.memory import TrainingStep, step_bytes
 from fedcunet.paper.anew import Listener, curve_epochs, make_table
 from fedcunet.paper.budget import Budget, limited, make_plans
-from fedcunet.paper.machine import FORMS
 from fedcunet.paper.ranks import agreement, ranks
 from fedcunet.paper.report import full_size_parameters, remarks, text_tables
 from fedcunet.paper.running import RowResult
@@ -198,13 +201,44 @@ def test_the_command_prints_one_json_value_and_an_interrupt_ends_with_130(
 def test_memory_by_depth_is_measured(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(FORMS, "packed 8,1,8")  # as the others, and slower
+    def need(config: RunConfig, num_landmarks: int, device: str) -> StepNeed:
+        """As the fresh process, but in this one, which has loaded torch already."""
+        step = TrainingStep(config, num_landmarks, device)
+        step.warm_up()
+        peak = step.static_bytes() + step_bytes(step)["peak"]
+        return StepNeed(peak_bytes=peak, static_bytes=1, resident_bytes=1, growth_bytes=1)
+
+    first_two = dict(list(sweep.lines().items())[:2])  # the others are slower, and as these
+    monkeypatch.setattr(sweep, "lines", lambda: first_two)
+    monkeypatch.setattr(sweep, "measure_need", need)
     code, text, _ = command(
         "fig5", "--max-unets", 3, "--size", 64, "--batch-size", 2, "--out", tmp_path, "--json"
     )
-    forms = json.loads(text)["forms"]
+    report = json.loads(text)
+    naive, lean = report["lines"]
     assert code == 0
-    assert forms["naive float32"]["unets_in_naive_9"] == pytest.approx(9)
-    naive, lean = (forms[name]["peak_bytes"] for name in ("naive float32", "recomputing float32"))
-    assert all(small < large for small, large in zip(lean, naive, strict=True))
+    assert (naive["name"], lean["name"]) == ("float32", "float32 recomputed")
+    assert (naive["deepest"], naive["deepest_is"]) == (9, "extrapolated")
+    two, three = (naive["measured"][unets] for unets in ("2", "3"))
+    assert report["room_bytes"] == three + 6 * (three - two)
+    assert all(lean["measured"][unets] < naive["measured"][unets] for unets in ("2", "3"))
+    assert lean["deepest"] > 9
     assert (tmp_path / "fig5.png").stat().st_size > 1000
+    assert "| float32 recomputed |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_figure_without_naive_networks_is_refused(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def need(config: RunConfig, num_landmarks: int, device: str) -> StepNeed:
+        if config.quant.storage == "float32":
+            raise NotMeasured("too large")
+        return StepNeed(
+            peak_bytes=config.model.unets, static_bytes=1, resident_bytes=1, growth_bytes=1
+        )
+
+    monkeypatch.setattr(sweep, "measure_need", need)
+    code, out, errors = command("fig5", "--max-unets", 3, "--out", tmp_path / "none")
+    assert (code, out) == (1, "")
+    assert "fewer than two naive networks fit" in errors.splitlines()[-1]
+    assert not (tmp_path / "none").exists()
