@@ -225,11 +225,9 @@ def run(
     """
     # These bring torch, which the other commands do not wait for.
     from fedcunet.config import RunConfig
+    from reports.display import RunDisplay, comparison_table
+    from reports.report import write_run_report
     from server.running import Follower, submit
-
-    # Who waits for a run sees it as a simulation's: the display and the report are theirs.
-    from simulations.display import RunDisplay, comparison_table
-    from simulations.report import write_run_report
 
     if data is not None and root is None:
         raise UserError(f"--data {data}: expected --root DIR beside it, found none")

@@ -30,12 +30,12 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
+from reports.display import RunDisplay, comparison_table
+from reports.report import write_comparison_report, write_run_report
 from server.app import RUNS_DIR, serve
-from simulations.display import RunDisplay, comparison_table
 from simulations.loopback import LoopbackGrid
 from simulations.ray_grid import RayGrid
 from simulations.ray_session import check_memory, start_ray
-from simulations.report import write_comparison_report, write_run_report
 
 CLIENT_APP = "clients.app:app"
 ENGINES = ("ray", "loopback")

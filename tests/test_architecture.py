@@ -2,12 +2,13 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-APPLICATIONS = ("server", "clients", "simulations")
+APPLICATIONS = ("server", "clients", "simulations", "reports")
 
 # What each part of the library may import of the library; its own part always.
 ALLOWED = {
@@ -75,7 +76,13 @@ ALLOWED = {
     "measured": {"memory", "config", "files", "errors"},
     "sweep": {"measured", "memory", "config", "files", "errors"},
 }
-SHOWING = ("simulations.display", "simulations.report")
+# Which applications each application may import; `reports` is what server and simulations show.
+APPLICATIONS_ALLOWED = {
+    "reports": set(),
+    "server": {"reports"},
+    "clients": set(),
+    "simulations": {"server", "clients", "reports"},
+}
 FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
 
 
@@ -124,17 +131,26 @@ def test_only_two_library_files_import_flower_and_none_ray(path: Path) -> None:
         assert "flwr" not in tops
 
 
-def test_server_and_clients_never_import_each_other() -> None:
-    for here, others in (
-        ("server", {"clients", "simulations"}),
-        ("clients", {"server", "simulations"}),
-    ):
-        for path in files(here):
-            found = [name for name in imports_of(path) if name.split(".")[0] in others]
-            if str(path.relative_to(ROOT)) == "server/__main__.py":
-                # `python -m server run` shows a run and reports on it as the simulations do.
-                found = [name for name in found if not name.startswith(SHOWING)]
-            assert not found, path
+@pytest.mark.parametrize("folder", APPLICATIONS)
+def test_applications_import_only_the_applications_they_may(folder: str) -> None:
+    for path in files(folder):
+        found = {name.split(".")[0] for name in imports_of(path)} & set(APPLICATIONS)
+        assert found <= APPLICATIONS_ALLOWED[folder] | {folder}, path
+
+
+def test_reports_are_made_without_torch_flower_or_ray() -> None:
+    for path in files("reports"):
+        tops = {name.split(".")[0] for name in imports_of(path)}
+        assert not tops & {"torch", "flwr", "ray"}, path
+
+
+def test_the_app_that_servers_and_clients_fetch_holds_all_that_it_imports() -> None:
+    setting = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    sent = {entry.split("/")[0] for entry in setting["tool"]["flwr"]["app"]["fab-include"]}
+    # `python -m server` and `python -m clients` are started from the repository itself.
+    for path in [path for folder in sent for path in files(folder) if path.stem != "__main__"]:
+        found = {name.split(".")[0] for name in imports_of(path)} & {"fedcunet", *APPLICATIONS}
+        assert found <= sent, path
 
 
 def test_one_file_alone_touches_what_flower_does_not_promise() -> None:

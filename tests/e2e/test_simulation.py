@@ -15,10 +15,10 @@ from fedcunet.data.partition import hold_back
 from fedcunet.partitioners import deal
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.packed import pack_network
+from reports.report import write_comparison_report, write_run_report
 from server.app import NoDisplay, serve
 from simulations.__main__ import Engine
 from simulations.loopback import LoopbackGrid
-from simulations.report import write_comparison_report, write_run_report
 
 FACES = {
     "afw": [f"{n}_1.jpg" for n in range(5)],

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from simulations.charts import Axis, Line, line_chart, tick_bytes, tick_number
+from reports.charts import Axis, Line, line_chart, tick_bytes, tick_number
 
 
 def test_labels_at_the_ends_of_lines_are_kept_apart() -> None:

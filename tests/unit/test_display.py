@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from simulations import units
-from simulations.comparison import is_float32
-from simulations.display import RunDisplay, comparison_table
+from reports import units
+from reports.comparison import is_float32
+from reports.display import RunDisplay, comparison_table
 
 ESCAPE = "\x1b"
 

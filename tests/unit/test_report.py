@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fedcunet.errors import UserError
-from simulations.charts import tick_bytes
-from simulations.report import write_comparison_report, write_run_report
-from simulations.run_folder import read_run_folder
+from reports.charts import tick_bytes
+from reports.report import write_comparison_report, write_run_report
+from reports.run_folder import read_run_folder
 from tests.made_runs import NASTY, Page, chart, read_page, write_run, write_three_runs
 
 

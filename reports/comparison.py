@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulations import units
+from reports import units
 
 # Up to so many runs are shown side by side, a column a run: it fits a narrow screen.
 SIDE_BY_SIDE = 4

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from simulations import comparison, units
+from reports import comparison, units
 
 _BARS = "▁▂▃▄▅▆▇█"
 

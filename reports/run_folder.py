@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedcunet.errors import UserError
-from simulations import units
+from reports import units
 
 
 @dataclass

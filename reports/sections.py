@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from simulations import comparison, page, pictures, units
-from simulations.run_folder import Examples, RunFolder
+from reports import comparison, page, pictures, units
+from reports.run_folder import Examples, RunFolder
 
 _MAX_CLIENT_ROWS = 500
 

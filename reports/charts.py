@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from simulations import svg, units
+from reports import svg, units
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (7, 2)), (0, (2, 1.5)))

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
-from simulations import comparison, curves, page, sections, units
-from simulations.run_folder import RunFolder, read_run_folder
+from reports import comparison, curves, page, sections, units
+from reports.run_folder import RunFolder, read_run_folder
 
 _MAX_BYTES = 3_000_000
 

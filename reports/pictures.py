@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from fedcunet.data.annotations import SCHEMES
-from simulations import units
-from simulations.run_folder import Examples
+from reports import units
+from reports.run_folder import Examples
 
 _LINES = {scheme.name: (scheme.num_landmarks, scheme.lines) for scheme in SCHEMES.values()}
 _SHOWN_SIDE = 256  # pixels: a 64 pixel crop is enlarged four times

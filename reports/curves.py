@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from simulations import comparison, page, units
-from simulations.charts import (
+from reports import comparison, page, units
+from reports.charts import (
     Axis,
     Line,
     line_chart,
@@ -15,7 +15,7 @@ from simulations.charts import (
     tick_bytes,
     tick_number,
 )
-from simulations.run_folder import RunFolder
+from reports.run_folder import RunFolder
 
 _MAX_BARS = 24
 # Series colours of downlink, compute, uplink, and their key in the page's style.
