@@ -68,7 +68,7 @@ _HOW = (
         "by the relative speed of the client's device profile, and bytes divided by its uplink and "
         "downlink; latency is left out.",
     ),
-    ("Time", "Wall-clock time of the run on the machine that simulated it."),
+    ("Time", "Wall-clock time of the run, waiting for the clients included."),
     (
         "Boxes",
         "Faces without a given box are cropped by the square box of their landmarks × 1.25.",
@@ -123,7 +123,10 @@ def _run_page(run: RunFolder, max_pictures: int) -> str:
         page.tiles(_headline(summary)),
         _section("Curves", curves.curves([run], [name])),
         _section("Landmarks on test pictures", sections.own_pictures(run.examples, max_pictures)),
-        _section("Clients", curves.device_bars(run) + sections.client_table(run)),
+        _section(
+            "Clients",
+            curves.device_bars(run) + sections.client_table(run) + sections.left_out([run], [name]),
+        ),
         _section("Replies and rounds", sections.replies([run], [name])),
         _section("Setting", sections.setting_tables([run], [name])),
         _section("How each number was obtained", page.facts(_HOW)),
@@ -146,7 +149,9 @@ def _comparison_page(runs: Sequence[RunFolder], out: Path, max_pictures: int) ->
         _section("Curves", curves.curves(runs, names)),
         _section("The same test pictures", sections.side_by_side(runs, names, max_pictures)),
         _section(
-            "Clients", "".join(sections.clients_of(r, n) for r, n in zip(runs, names, strict=True))
+            "Clients",
+            "".join(sections.clients_of(r, n) for r, n in zip(runs, names, strict=True))
+            + sections.left_out(runs, names),
         ),
         _section("Replies and rounds", sections.replies(runs, names)),
         _section("Settings", sections.setting_tables(runs, names)),
@@ -194,7 +199,7 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Model", units.size(summary.get("model_bytes")), "at its weight bits"),
         *_memory_tiles(summary),
         ("Device time", units.seconds(summary.get("device_seconds_per_round")), "a mean round"),
-        ("Time", units.seconds(summary.get("seconds")), "of this simulation"),
+        ("Time", units.seconds(summary.get("seconds")), "of the whole run"),
         ("Replies", f"{accepted:,}", f"accepted; {num_rejected:,} rejected"),
         *_client_tiles(summary),
     ]

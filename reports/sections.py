@@ -9,6 +9,7 @@ from reports import comparison, page, pictures, units
 from reports.run_folder import Examples, RunFolder
 
 _MAX_CLIENT_ROWS = 500
+_MAX_LEFT_OUT = 100
 
 
 def own_pictures(examples: Examples | None, max_pictures: int) -> str:
@@ -105,6 +106,22 @@ def clients_of(run: RunFolder, name: str) -> str:
     if not content:
         return ""
     return f"<details><summary>{escape(name)}</summary>{content}</details>"
+
+
+def left_out(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
+    """The nodes that took no part in a run, each with its reason."""
+    lines = []
+    for run, name in zip(runs, names, strict=True):
+        found = run.summary.get("left_out")
+        reasons = found if isinstance(found, list) else []
+        title = f"{name}: " if len(runs) > 1 else ""
+        lines += [f"{title}{units.printable(reason)}" for reason in reasons[:_MAX_LEFT_OUT]]
+        if len(reasons) > _MAX_LEFT_OUT:
+            lines.append(f"{title}{len(reasons) - _MAX_LEFT_OUT:,} more in summary.json")
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<h3>Nodes left out of the run</h3><ul>{items}</ul>"
 
 
 def replies(runs: Sequence[RunFolder], names: Sequence[str]) -> str:

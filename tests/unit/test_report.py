@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_rejections_and_abandoned_rounds_are_listed_with_their_reasons(run_page:
     assert "i8-w1-g8-eden2: 1 round not reproducible" in run_page.text
     assert "late" in run_page.words
     assert "checksum" in run_page.words
+
+
+def test_nodes_that_were_left_out_are_listed_with_their_reasons(
+    three: tuple[Path, list[Path]], run_page: Page, tmp_path: Path
+) -> None:
+    assert "Nodes left out" not in run_page.text
+    run = shutil.copytree(three[1][1], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    many = [f"node {number}: did not answer" for number in range(101)]
+    (run / "summary.json").write_text(json.dumps(summary | {"left_out": ["client 1: <b>", *many]}))
+    page = read_page(write_run_report(run))
+    assert "Nodes left out of the run" in page.text
+    assert "client 1: <b>" in page.text
+    assert "node 98: did not answer" in page.text
+    assert "2 more in summary.json" in page.text
+    both = read_page(write_comparison_report(tmp_path, [run, three[1][0]]))
+    assert "i8-w1-g8-eden2: client 1: <b>" in both.text
 
 
 def test_clients_are_listed_with_device_and_split_device_time(run_page: Page) -> None:
