@@ -112,14 +112,19 @@ def make_seed(run: int, round: int, client: int, purpose: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def random_words(seed: bytes, count: int) -> np.ndarray:
-    """`count` random uint64 words that depend on `seed` alone.
+def random_stream(seed: bytes) -> np.random.Philox:
+    """The source of random words that depend on `seed` alone, to be taken by `random_raw`.
 
     Raw words of the counter-based Philox generator: numpy keeps their stream fixed across
     versions, which it does not promise for the methods of its Generator.
     """
     key = int.from_bytes(hashlib.blake2b(seed, digest_size=16).digest(), "little")
-    words: np.ndarray = np.random.Philox(key=key).random_raw(count)
+    return np.random.Philox(key=key)
+
+
+def random_words(seed: bytes, count: int) -> np.ndarray:
+    """The first `count` uint64 words of `random_stream(seed)`."""
+    words: np.ndarray = random_stream(seed).random_raw(count)
     return words
 
 

@@ -12,12 +12,13 @@ part codes its values t·lanes to (t+1)·lanes - 1. The tail's words are carried
 of the main part's lanes (entropy.py).
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from fedcunet.codecs.base import random_words
+from fedcunet.codecs.base import random_stream
 from fedcunet.codecs.densities import (
     ESCAPES,
     LARGEST,
@@ -59,26 +60,38 @@ class Plan:
     table: FrequencyTable = field(init=False)
     first_rows: np.ndarray = field(init=False)  # of each tensor in the table
     dropped: np.ndarray = field(init=False)  # bits of each tensor's numbers beside the table
-    of_value: np.ndarray = field(init=False)  # the tensor of each value
+    stops: np.ndarray = field(init=False)  # where each tensor's values end
 
     def __post_init__(self) -> None:
         codes, which = np.unique(self.classes * 8 + self.shapes, return_inverse=True)
         given = [divmod(code, 8) for code in codes.tolist()]
         dropped = np.array([dropped_bits(number) for number, _ in given], dtype=np.int64)
-        index_type = np.int16 if self.lengths.size < 2**15 else np.int32
-        tensors = np.arange(self.lengths.size, dtype=index_type)
         for name, value in (
             ("table", table_of(given, self.num_states)),
             ("first_rows", which * NUM_BINS),
             ("dropped", dropped[which]),
-            ("of_value", np.repeat(tensors, self.lengths)),
+            ("stops", np.cumsum(self.lengths)),
         ):
             object.__setattr__(self, name, value)
 
     @property
     def num_values(self) -> int:
         """Values of all tensors together."""
-        return self.of_value.size
+        return int(self.stops[-1]) if self.stops.size else 0
+
+    @functools.cached_property
+    def of_value(self) -> np.ndarray:
+        """The tensor of each value."""
+        return self.tensor_of(slice(0, self.num_values))
+
+    def tensor_of(self, where: slice) -> np.ndarray:
+        """The tensor of each value in a piece of the vector."""
+        first = int(self.stops.searchsorted(where.start, side="right"))
+        last = int(self.stops.searchsorted(where.stop, side="left")) + 1
+        stops = np.minimum(self.stops[first:last], where.stop)
+        index_type = np.int16 if self.lengths.size < 2**15 else np.int32
+        tensors = np.arange(first, first + stops.size, dtype=index_type)
+        return np.repeat(tensors, np.diff(stops, prepend=where.start))
 
     @property
     def num_low_bits(self) -> int:
@@ -86,10 +99,21 @@ class Plan:
         return int((self.dropped * self.lengths).sum())
 
 
-def dither_of(seed: bytes, count: int) -> np.ndarray:
-    """`count` numbers (uint16): the dithers u in 1/16384."""
-    words = random_words(seed, -(-count // 4)).astype("<u8", copy=False)
-    return words.view("<u2")[:count]
+class DitherStream:
+    """The dithers u of a seed in 1/16384, in order, a piece at a time."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._stream = random_stream(seed)
+        self._left = np.empty(0, dtype="<u2")  # of the last word
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` numbers (uint16)."""
+        num_words = -(-(count - self._left.size) // 4)
+        if num_words > 0:
+            words = self._stream.random_raw(num_words).astype("<u8", copy=False).view("<u2")
+            self._left = np.concatenate([self._left, words]) if self._left.size else words
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +216,20 @@ def decode_values(
     words: np.ndarray,
     low: np.ndarray,
     escaped: np.ndarray,
-    dither: np.ndarray,
+    seed: bytes,
     plan: Plan,
     num_lanes: int,
     gains: np.ndarray,
 ) -> np.ndarray:
     """The values (float32) from their words, dropped bits and numbers beyond the table.
 
+    Beside the values only pieces of them are held at a time.
+
     Args:
         words: As `encode_symbols` gave them, uint16.
-        low: As in `Symbols`; its length is that of the plan.
+        low: As in `Symbols`, any integer type; its length is that of the plan.
         escaped: As in `Symbols`, without their lowest bit, which the symbols tell.
-        dither: As for `quantise`.
+        seed: Of the dither.
         plan: As for `quantise`.
         num_lanes: As for `quantise`.
         gains: What each tensor's values are multiplied by, float64.
@@ -211,44 +237,88 @@ def decode_values(
     Raises:
         ValueError: Words or escaped numbers are too few or too many.
     """
-    scales = plan.steps * gains
-    dropped = np.zeros(0, dtype=np.int64)
-    low_bits = np.zeros(0, dtype=np.int64)
-    if plan.dropped.any():
-        dropped = plan.dropped.take(plan.of_value)
-        low_bits = np.zeros(plan.num_values, dtype=np.int64)
-        low_bits[dropped > 0] = low
-    symbols = np.empty(plan.num_values, dtype=np.uint8)
-    odd = np.zeros(plan.num_values, dtype=np.uint8)
+    pieces = _Pieces(plan, DitherStream(seed), low, escaped, plan.steps * gains)
+    values = np.empty(plan.num_values, dtype=np.float32)
     for part, lanes in split(plan.num_values, num_lanes):
         decoder = LaneDecoder(words, lanes, plan.table)
         for block in _blocks(part, lanes, _VALUES_AT_ONCE):
             state = np.zeros(lanes, dtype=np.int64)
             for piece in _blocks(block, lanes, _PIECE):
-                branches = _branches(dither[piece], plan, piece, dropped[piece], low_bits[piece])
-                _decode_steps(decoder, branches, state, plan.num_states, symbols[piece], odd[piece])
+                pieces.decode(piece, decoder, state, values[piece])
         words = decoder.finish()
     if words.any():
         raise ValueError("there are coded words behind the last symbol")
-    missed = int(np.count_nonzero(symbols >= ESCAPES[0]))
-    if missed != escaped.size:
-        raise ValueError(f"{escaped.size} numbers beyond the table, {missed} are asked for")
-    values = np.empty(plan.num_values, dtype=np.float32)
-    for piece in _blocks(slice(0, values.size), 1, _PIECE):
-        numbers = symbols[piece].astype(np.int64) - LARGEST
-        beyond = np.flatnonzero(symbols[piece] >= ESCAPES[0])
-        numbers[beyond] = 2 * escaped[: beyond.size] + symbols[piece][beyond] % 2
-        escaped = escaped[beyond.size :]
-        exact = numbers.astype(np.float64)
-        if dropped.size:
-            exact *= (1 << dropped[piece]).astype(np.float64)
-            exact += low_bits[piece]
-        place = (dither[piece] + odd[piece] * np.int64(_HALF_STEP)) & _FRACTION_MASK
-        exact += place * 2.0**-_FRACTION_BITS
-        exact *= scales.take(plan.of_value[piece])
-        with np.errstate(all="ignore"):
-            values[piece] = exact
+    pieces.finish()
     return values
+
+
+class _Pieces:
+    """Values from their symbols, piece by piece, with what comes beside the symbols."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dither: DitherStream,
+        low: np.ndarray,
+        escaped: np.ndarray,
+        scales: np.ndarray,
+    ) -> None:
+        self._plan, self._dither, self._scales = plan, dither, scales
+        self._low, self._escaped = low, escaped
+        self._num_escaped = escaped.size
+        self._num_missed = 0
+        self._any_dropped = bool(plan.dropped.any())
+
+    def decode(
+        self, where: slice, decoder: LaneDecoder, state: np.ndarray, out: np.ndarray
+    ) -> None:
+        """The next piece of values into `out` (float32); moves the trellis's `state` on."""
+        size = where.stop - where.start
+        dither, of_value = self._dither.take(size), self._plan.tensor_of(where)
+        dropped, low = self._dropped(of_value)
+        branches = _branches(dither, self._plan.first_rows.take(of_value), dropped, low)
+        symbols = np.empty(size, dtype=np.int64)
+        odd = np.zeros(size, dtype=np.int64)
+        _decode_steps(decoder, branches, state, self._plan.num_states, symbols, odd)
+        exact = self._numbers(symbols).astype(np.float64)
+        if dropped.size:
+            exact *= (1 << dropped).astype(np.float64)
+            exact += low
+        odd *= _HALF_STEP
+        odd += dither
+        odd &= _FRACTION_MASK
+        exact += odd * 2.0**-_FRACTION_BITS
+        exact *= self._scales.take(of_value)
+        with np.errstate(all="ignore"):
+            out[...] = exact
+
+    def _dropped(self, of_value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many bits were dropped of each value, and which; nothing if of none."""
+        if not self._any_dropped:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        dropped = self._plan.dropped.take(of_value)
+        low = np.zeros(of_value.size, dtype=np.int64)
+        where = np.flatnonzero(dropped)
+        low[where] = self._low[: where.size]
+        self._low = self._low[where.size :]
+        return dropped, low
+
+    def _numbers(self, symbols: np.ndarray) -> np.ndarray:
+        """The whole numbers of symbols, those beyond the table in their order."""
+        numbers = symbols - LARGEST
+        beyond = np.flatnonzero(symbols >= ESCAPES[0])
+        self._num_missed += beyond.size
+        known = beyond[: self._escaped.size]
+        numbers[known] = 2 * self._escaped[: known.size] + symbols[known] % 2
+        self._escaped = self._escaped[known.size :]
+        return numbers
+
+    def finish(self) -> None:
+        """Raises ValueError unless as many numbers beyond the table came as symbols of them."""
+        if self._num_missed != self._num_escaped:
+            raise ValueError(
+                f"{self._num_escaped} numbers beyond the table, {self._num_missed} are asked for"
+            )
 
 
 class _Branches(NamedTuple):
@@ -260,12 +330,11 @@ class _Branches(NamedTuple):
 
 
 def _branches(
-    dither: np.ndarray, plan: Plan, where: slice, dropped: np.ndarray, low: np.ndarray
+    dither: np.ndarray, first_rows: np.ndarray, dropped: np.ndarray, low: np.ndarray
 ) -> _Branches:
     place = dither[:, None] + np.array([0, _HALF_STEP])
-    of_value = plan.of_value[where]
     rows = (place & _FRACTION_MASK) >> _BIN_SHIFT
-    rows += plan.first_rows.take(of_value)[:, None]
+    rows += first_rows[:, None]
     rows <<= PRECISION
     flips = place >> _FRACTION_BITS
     if not dropped.size:

@@ -7,7 +7,7 @@ format of the bytes and measured figures.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,10 +26,10 @@ from fedcunet.codecs.densities import NUM_CLASSES
 from fedcunet.codecs.dithered import (
     LANES_WITH_TAIL,
     MAX_LANES,
+    DitherStream,
     Plan,
     Symbols,
     decode_values,
-    dither_of,
     encode_symbols,
     quantise,
     tail_lanes,
@@ -150,7 +150,7 @@ class _Job:
     ) -> None:
         self._codec, self._statistics = codec, statistics
         self._budget, self._has_reference = budget, has_reference
-        self._dither = dither_of(seed, values.size)
+        self._dither = DitherStream(seed).take(values.size)
         # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
         self._exponent = statistics.exponent
         self._values = np.ldexp(values, -self._exponent)
@@ -278,30 +278,39 @@ def _plan_of(
     )
 
 
+def _low_groups(plan: Plan) -> Iterator[tuple[int, list[slice]]]:
+    """Widths of dropped bits, ascending, and where the tensors of each stand in `Symbols.low`."""
+    kept = np.flatnonzero(plan.dropped)
+    widths, stops = plan.dropped[kept], np.cumsum(plan.lengths[kept])
+    parts = [slice(stop - n, stop) for stop, n in zip(stops, plan.lengths[kept], strict=True)]
+    for width in np.unique(widths).tolist():
+        yield width, [part for part, own in zip(parts, widths, strict=True) if own == width]
+
+
 def _pack_low(low: np.ndarray, plan: Plan) -> bytes:
     """Dropped bits, tensors of equal widths together, from the narrowest to the widest."""
-    widths = plan.dropped.take(plan.of_value)
-    widths = widths[widths > 0]
-    parts = [pack_codes(low[widths == width], int(width)) for width in np.unique(widths)]
-    return b"".join(part.tobytes() for part in parts)
+    return b"".join(
+        pack_codes(np.concatenate([low[part] for part in parts]), width).tobytes()
+        for width, parts in _low_groups(plan)
+    )
 
 
 def _unpack_low(content: bytes, plan: Plan) -> tuple[np.ndarray, int]:
-    """The dropped bits in the order of the values, and the bytes they took.
+    """The dropped bits (uint16) in the order of the values, and the bytes they took.
 
     Raises:
         ValueError: `content` is too short.
     """
-    widths = plan.dropped.take(plan.of_value)
-    widths = widths[widths > 0]
-    low = np.empty(widths.size, dtype=np.int64)
+    low = np.empty(int(plan.lengths[plan.dropped > 0].sum()), dtype=np.uint16)
     position = 0
-    for width in np.unique(widths).tolist():
-        chosen = widths == width
-        count = int(np.count_nonzero(chosen))
+    for width, parts in _low_groups(plan):
+        count = sum(part.stop - part.start for part in parts)
         stop = position + packed_length(count, width)
         packed = np.frombuffer(content[position:stop], dtype=np.uint8)
-        low[chosen] = unpack_codes(packed, bits=width, count=count)
+        codes = unpack_codes(packed, bits=width, count=count)
+        for part in parts:
+            size = part.stop - part.start
+            low[part], codes = codes[:size], codes[size:]
         position = stop
     return low, position
 
@@ -343,10 +352,9 @@ def _decode_body(
             raise ValueError("symbols of no tensor")
         values = np.zeros(int(lengths.sum()), dtype=np.float32)
     else:
-        dither = dither_of(seed, plan.num_values)
         kept = (tensors.coded > 0) & (lengths > 0)
         gains = tensors.gains(form, 1 << states)[kept]
-        coded = decode_values(words.astype(np.uint16), low, escaped, dither, plan, num_lanes, gains)
+        coded = decode_values(words.astype(np.uint16), low, escaped, seed, plan, num_lanes, gains)
         values = coded
         if coded.size < lengths.sum():
             values = np.zeros(int(lengths.sum()), dtype=np.float32)
