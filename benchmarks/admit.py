@@ -107,7 +107,7 @@ def outcome_of(blob: bytes, expected: Expected) -> str:
     except Refused as error:
         return error.rejection.reason
     assert values.shape == (LAYOUT.num_parameters,)
-    refused = check_values(values, LIMIT, norm_limit=LIMIT)
+    refused = check_values(values, limit=LIMIT, norm_limit=LIMIT)
     return "accepted" if refused is None else refused.reason
 
 

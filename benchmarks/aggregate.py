@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/aggregate.py [--updates N] [--decoded N] [--out FILE]
 
-The packed updates, N copies of a few, are all in memory; of these `--decoded` are admitted, decoded
-and added, each into the one accumulator, and the time of all follows from theirs (updates are
+The packed updates, N copies of one, are all in memory; of these `--decoded` are admitted, decoded,
+checked and added as in a round of the server, and the time of all follows from theirs (updates are
 independent of each other). Peak memory is that of the process above what it held before, packed
 updates not counted. Flower's function averages a few float32 updates; its time for all is
 extrapolated, since all of them would not fit in memory. Times are the thread's processor times.
@@ -24,10 +24,10 @@ import psutil
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedcunet.aggregation import MeanAccumulator
 from fedcunet.config import RunConfig
 from fedcunet.expected import Expected
 from fedcunet.payload import Admitted, admit, pack
+from fedcunet.replies import RoundReplies
 from fedcunet.training.network import build_network, network_layout
 
 NUM_FLOWER = 8
@@ -78,14 +78,14 @@ def main() -> None:
     first.decode()
     with PeakMemory() as memory:
         begin = time.thread_time()
-        total = MeanAccumulator(layout, state)
-        for one in packed[: arguments.decoded]:
+        replies = RoundReplies(config=config, layout=layout, clients={}, number=1, bytes_down=0)
+        for client, one in enumerate(packed[: arguments.decoded]):
             admitted = admit(one, expected)
             assert isinstance(admitted, Admitted)
-            total.add(admitted.decode(), 1.0)
-        mean = total.mean()
+            replies.admitted[client] = (admitted, 1)
+        mean = replies.mean(state, needed=arguments.decoded)
         seconds = time.thread_time() - begin
-    assert np.isfinite(mean).all()
+    assert isinstance(mean, np.ndarray)
     figures: dict[str, Any] = {
         "parameters": layout.num_parameters,
         "updates": arguments.updates,

@@ -4,10 +4,10 @@ Sources: McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Data", AISTATS 2017 (the mean weighted by examples); Reddi et al., "Adaptive Federated
 Optimization", ICLR 2021, Algorithm 2 (the mean update as a pseudo-gradient).
 
-N is the length of the vector of the network's whole state (`payload.Layout`).
+N is the length of the vector of the network's whole state (`layout.Layout`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -45,11 +45,20 @@ class MeanAccumulator:
 
     def add(self, update_N: np.ndarray, weight: float) -> None:
         """Adds a decoded update; `weight` > 0 is the client's number of examples."""
-        # In pieces: no second vector of N values is made.
-        for begin in range(0, update_N.size, 2**16):
-            piece = slice(begin, begin + 2**16)
-            self._sum_N[piece] += np.float32(weight) * update_N[piece]
-        self._sum_of_squares += weight * (self._old_means + update_N[self._means]) ** 2
+        self.add_parts([(slice(0, update_N.size), update_N)], weight)
+
+    def add_parts(self, parts: Iterable[tuple[slice, np.ndarray]], weight: float) -> None:
+        """Adds an update whose values come in parts with their places in the vector."""
+        new_means = self._old_means.copy()
+        for place, values in parts:
+            # In pieces: no second vector of N values is made.
+            for begin in range(0, values.size, 2**16):
+                piece = values[begin : begin + 2**16]
+                start = place.start + begin
+                self._sum_N[start : start + piece.size] += np.float32(weight) * piece
+            first, last = self._means.searchsorted([place.start, place.stop])
+            new_means[first:last] += values[self._means[first:last] - place.start]
+        self._sum_of_squares += weight * new_means**2
         self.weight += weight
 
     def mean(self) -> np.ndarray:
@@ -64,7 +73,7 @@ class MeanAccumulator:
 
 
 def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the running means and of the running variances, pair by pair."""
+    """Positions of the running means, ascending, and of their running variances."""
     start_of: dict[str, tuple[int, int]] = {}
     position = 0
     for name, shape in zip(layout.names, layout.shapes, strict=True):

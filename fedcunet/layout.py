@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,12 +123,17 @@ class Layout:
         parts = [flat[start:stop] for start, stop, mark in self._runs if mark == fine]
         return np.concatenate(parts) if parts else flat[:0]
 
-    def scatter(self, main: np.ndarray, fine: np.ndarray) -> np.ndarray:
-        """The vector in layout order from what `gather` gave for the two kinds."""
-        flat = np.empty(self.num_parameters, dtype=np.float32)
+    def places(self, main: np.ndarray, fine: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Where the values that `gather` gave for the two kinds stand in the vector, as views."""
         done = {False: 0, True: 0}
         for start, stop, mark in self._runs:
             source = fine if mark else main
-            flat[start:stop] = source[done[mark] : done[mark] + stop - start]
+            yield slice(start, stop), source[done[mark] : done[mark] + stop - start]
             done[mark] += stop - start
+
+    def scatter(self, main: np.ndarray, fine: np.ndarray) -> np.ndarray:
+        """The vector in layout order from what `gather` gave for the two kinds."""
+        flat = np.empty(self.num_parameters, dtype=np.float32)
+        for place, values in self.places(main, fine):
+            flat[place] = values
         return flat

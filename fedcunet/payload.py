@@ -20,6 +20,7 @@ The decoded update, also what its own client takes to compute an error-feedback 
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +107,11 @@ class Admitted:
     main_bytes: int
 
     def decode(self, reference: np.ndarray | None = None) -> np.ndarray:
-        """The update as one float32 vector in layout order; its values are not checked yet.
+        """The update as one float32 vector in layout order; else as `decode_bodies`."""
+        return self.expected.layout.scatter(*self.decode_bodies(reference))
+
+    def decode_bodies(self, reference: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The values (float32) that are not fine and those that are; they are not checked yet.
 
         Args:
             reference: The prediction that the sender used, in layout order.
@@ -120,9 +125,7 @@ class Admitted:
         try:
             fine = _Body(expected, fine=True, fine_bytes=len(fine_body))
             main = _Body(expected, fine=False, fine_bytes=len(fine_body))
-            return expected.layout.scatter(
-                main.decode(main_body, reference), fine.decode(fine_body, reference)
-            )
+            return main.decode(main_body, reference), fine.decode(fine_body, reference)
         except Exception as error:
             raise Refused(Rejection("undecodable", f"{type(error).__name__}: {error}")) from error
 
@@ -334,27 +337,35 @@ def decode_own(blob: bytes, expected: Expected, reference: np.ndarray | None = N
 
 
 def check_values(
-    vector: np.ndarray, limit: float, *, norm_limit: float | None = None
+    *vectors: np.ndarray, limit: float, norm_limit: float | None = None
 ) -> Rejection | None:
     """Why a decoded update must not be added to the others, or None.
 
     Args:
-        vector: The decoded update, float32.
+        vectors: The decoded update in one or more parts, float32.
         limit: The largest magnitude allowed.
-        norm_limit: The largest Euclidean norm allowed, if there is one.
+        norm_limit: The largest Euclidean norm of all together allowed, if there is one.
     """
+    # Extremes and sums of pieces: no second vector is made. NaN passes through both extremes.
     with np.errstate(all="ignore"):
-        finite = np.isfinite(vector)
-        if not finite.all():
-            return Rejection("not-finite", f"{vector.size - finite.sum()} values are not finite")
-        largest = float(max(vector.max(initial=0), -vector.min(initial=0)))
-        if not largest <= limit:
-            return Rejection("too-large", f"largest magnitude {largest:.3g}, allowed {limit:.3g}")
-        if norm_limit is not None:
-            norm = float(np.linalg.norm(vector.astype(np.float64)))
-            if not norm <= norm_limit:
-                return Rejection("too-large", f"norm {norm:.3g}, allowed {norm_limit:.3g}")
+        ends = [float(end) for one in vectors for end in (one.max(initial=0), -one.min(initial=0))]
+    if not np.isfinite(ends).all():
+        count = sum(one.size - int(np.isfinite(one).sum()) for one in vectors)
+        return Rejection("not-finite", f"{count} values are not finite")
+    largest = max(ends, default=0.0)
+    if not largest <= limit:
+        return Rejection("too-large", f"largest magnitude {largest:.3g}, allowed {limit:.3g}")
+    if norm_limit is not None:
+        norm = math.sqrt(sum(map(_energy, vectors)))
+        if not norm <= norm_limit:
+            return Rejection("too-large", f"norm {norm:.3g}, allowed {norm_limit:.3g}")
     return None
+
+
+def _energy(vector: np.ndarray) -> float:
+    """The sum of squares in float64, in pieces."""
+    pieces = (vector[begin : begin + 2**16] for begin in range(0, vector.size, 2**16))
+    return sum(float(np.square(piece.astype(np.float64)).sum()) for piece in pieces)
 
 
 def bits_per_parameter(blob: bytes, layout: Layout) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -122,27 +122,43 @@ class RoundReplies:
         """
         if len(self.admitted) >= needed:
             total = MeanAccumulator(self.layout, state_N)
-            is_statistic_N = statistics_mask(self.layout)
-            for client, (update, num_examples) in list(self.admitted.items()):
-                try:
-                    vector_N = update.decode()
-                    refused = self._refusal(vector_N, is_statistic_N)
-                except Refused as error:
-                    refused = error.rejection
-                if refused is not None:
-                    self._reject(client, refused)
-                else:
-                    total.add(vector_N, num_examples)
+            masks = self._parameter_masks()
+            for client in list(self.admitted):
+                self._add(client, total, masks)
             if len(self.admitted) >= needed:
                 return total.mean()
         return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
 
-    def _refusal(self, vector_N: np.ndarray, is_statistic_N: np.ndarray) -> Rejection | None:
+    def _add(self, client: int, total: MeanAccumulator, masks: Sequence[np.ndarray | None]) -> None:
+        """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
+        update, num_examples = self.admitted[client]
+        try:
+            bodies = update.decode_bodies()
+            refused = self._refusal(bodies, masks)
+        except Refused as error:
+            refused = error.rejection
+        if refused is not None:
+            self._reject(client, refused)
+        else:
+            total.add_parts(self.layout.places(*bodies), num_examples)
+
+    def _parameter_masks(self) -> list[np.ndarray | None]:
+        """For both bodies of an update: where values are no statistics, None if nowhere else."""
+        is_parameter_N = ~statistics_mask(self.layout)
+        masks = (self.layout.gather(is_parameter_N, fine=fine) for fine in (False, True))
+        return [None if mask.all() else mask for mask in masks]
+
+    def _refusal(
+        self, bodies: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]
+    ) -> Rejection | None:
         """Why the values of a decoded update cannot be taken, or None."""
         limit = self.config.federation.max_update_norm or math.inf
         # Variances behind unscaled ternary weights run to thousands; they say nothing of a step.
-        return check_values(vector_N, MAX_STATISTIC) or check_values(
-            vector_N[~is_statistic_N], limit, norm_limit=limit
+        parameters = [
+            body if mask is None else body[mask] for body, mask in zip(bodies, masks, strict=True)
+        ]
+        return check_values(*bodies, limit=MAX_STATISTIC) or check_values(
+            *parameters, limit=limit, norm_limit=limit
         )
 
     def line(self, reason: str, rate: float, seconds: float, reproducible: bool) -> RoundLine:
