@@ -85,6 +85,16 @@ def test_a_payload_has_the_stated_length_and_its_owner_decodes_what_the_server_d
     assert bits_per_parameter(blob, LAYOUT) == 8 * len(blob) / LAYOUT.num_parameters
 
 
+@pytest.mark.parametrize("codec", [name for name, codec in CODECS.items() if codec.budget])
+@pytest.mark.parametrize("bits", [0.5, 1])
+def test_a_budget_counts_header_and_fine_tensors(codec: str, bits: float) -> None:
+    # A tenth of the values is fine, at 2 bits: without its bytes the length is far off.
+    layout = Layout.from_tensors({"deep": (90_000,), "head": (10_000,)}, fine={"head"})
+    expected = expected_for(codec, bits, layout=layout, fine_bits=2)
+    blob = pack(update(layout), expected)
+    assert abs(bits_per_parameter(blob, layout) - bits) < 0.01 * bits
+
+
 def test_the_payload_length_is_the_formula_worked_out_by_hand() -> None:
     # Main: 288 + 1 + 0 + 128 = 417 values in 7 blocks of 64 or more (256, 128, and 33 filled up to
     # 64): 3 scales and 448 codes of 2 bits. Fine: 108 + 8 + 8 + 80 = 204 bytes and 4 exponents.
