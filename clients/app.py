@@ -29,12 +29,14 @@ from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.partition import OwnParts, own_parts
+from fedcunet.downlink import NeedsSnapshot, Received, Visible, first_model, receive
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
 from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
 from fedcunet.partitioners import deal
-from fedcunet.payload import Rejection, admit, bits_per_parameter, decode_own, pack
+from fedcunet.payload import bits_per_parameter, decode_own, pack
 from fedcunet.records import (
+    NEEDS_SNAPSHOT,
     NUM_EXAMPLES_KEY,
     UNKNOWN_CLIENT,
     ConfigScalar,
@@ -53,6 +55,7 @@ from fedcunet.training.local import (
     train_pass,
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
+from fedcunet.training.packed import unpack_network
 
 app = ClientApp()
 logger = logging.getLogger(__name__)
@@ -86,28 +89,37 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Trains from the model in the message and answers with the coded difference."""
     task = _task(message, context)
-    config, values, model = task.config, task.values, task.model
+    config, values = task.config, task.values
+    model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
+    state = ClientState(
+        folder=Path(config.federation.state_dir),
+        token=_checked_token(values[terms.TOKEN]),
+        client=task.client,
+    )
+    try:
+        received = _receive(task, layout, state)
+    except NeedsSnapshot as error:
+        return error_reply(message, str(error), code=NEEDS_SNAPSHOT)
+    set_vector(model, received.visible.state_N)
+    # What training starts from, where the weights are kept in fewer bits than they came in.
+    start_N = get_vector(model)
     crops = CropSubset(_crops(config.data), _own_parts(config, context)[0].tolist())
     result = _train_locally(
         model, crops, config, float(values[terms.LEARNING_RATE]), task.client, task.round
     )
 
     begin = time.perf_counter()
-    state = ClientState(
-        folder=Path(config.federation.state_dir),
-        token=_checked_token(values[terms.TOKEN]),
-        client=task.client,
-    )
     coded = _encode(
-        get_vector(model) - task.start_N,
+        get_vector(model) - start_N,
+        received.change_N if config.update.prediction else None,
         config,
-        task.layout,
+        layout,
         state,
         task.round,
         acknowledged_round=int(values[terms.ACKNOWLEDGED]),
     )
     encode_seconds = time.perf_counter() - begin
-    metrics = _metrics(result, coded, task.bytes_down, task.layout, config, _device(context))
+    metrics = _metrics(result, coded, len(task.blob), layout, config, _device(context))
     metrics |= {NUM_EXAMPLES_KEY: len(crops), "encode-seconds": encode_seconds}
     return Message(update_content(coded, metrics), reply_to=message)
 
@@ -116,19 +128,22 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Answers with the metric of the model in the message on the images this client keeps back."""
     task = _task(message, context)
-    data = task.config.data
+    data, scheme = task.config.data, _dataset(task.config.data).scheme
     own, part = _own_parts(task.config, context), task.values[terms.PART]
     held_part = own.test if part == terms.TEST else own.validation
     if not len(held_part):
         raise UserError(f"expected images kept back for {part}, found none")
+    network = unpack_network(task.blob, "model to evaluate")
+    if network.scheme.name != scheme.name:
+        raise UserError(f"model to evaluate: expected {scheme.name}, found {network.scheme.name}")
     held_crops = CropSubset(_crops(data), held_part.tolist())
-    predicted_NK2 = predict(task.model, held_crops, flip_test=data.flip_test)
+    predicted_NK2 = predict(network.model.to(_processor()), held_crops, flip_test=data.flip_test)
     target_NK2, labelled_NK, head_size_N = _targets(data)
     evaluation = score(
         predicted_NK2,
         target_NK2[held_part],
         labelled_NK[held_part],
-        _dataset(data).scheme.metric,
+        scheme.metric,
         head_size_N[held_part],
     )
     metrics = {"percent": evaluation.percent, NUM_EXAMPLES_KEY: len(held_part)}
@@ -137,23 +152,20 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A train or evaluate message, read and checked."""
+    """A train or evaluate message, read and checked; its model is still in bytes."""
 
     config: RunConfig
     values: dict[str, ConfigScalar]  # the setting's and the message's own
     client: int
     round: int
-    model: nn.Module  # with the message's parameters
-    layout: Layout
-    start_N: np.ndarray  # these parameters
-    bytes_down: int
+    blob: bytes
 
 
 def _task(message: Message, context: Context) -> _Task:
     """What the message asks for; torch and OpenCV get their threads as it says.
 
     Raises:
-        UserError: the message is for another client, or its model cannot be used.
+        UserError: the message is for another client.
     """
     blob, values = read_model(message)
     config = _local_config(values, context)
@@ -162,24 +174,23 @@ def _task(message: Message, context: Context) -> _Task:
         raise UserError(f"message for client {client} reached client {_client_id(context)}")
     torch.set_num_threads(config.training.threads)
     cv2.setNumThreads(config.training.threads)
-    model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
-    received = admit(blob, terms.model_payload(layout, config.seed, round_number))
-    if isinstance(received, Rejection):
-        raise UserError(f"model of round {round_number}: {received.reason}: {received.detail}")
-    start_N = received.decode()
-    set_vector(model, start_N)
-    # What training starts from, where the weights are kept in fewer bits than they came in.
-    start_N = get_vector(model)
-    return _Task(
-        config=config,
-        values=values,
-        client=client,
-        round=round_number,
-        model=model,
-        layout=layout,
-        start_N=start_N,
-        bytes_down=len(blob),
+    return _Task(config=config, values=values, client=client, round=round_number, blob=blob)
+
+
+def _receive(task: _Task, layout: Layout, state: ClientState) -> Received:
+    """The model of a train message; where models come as differences it is kept for the next."""
+    config, coded = task.config, task.config.downlink.coded
+    received = receive(
+        task.blob,
+        config,
+        layout,
+        task.round,
+        held=state.visible(layout.num_parameters) if coded else None,
+        first=lambda: _first_model(config, _dataset(config.data).scheme.num_landmarks),
     )
+    if coded:
+        state.keep_visible(received.visible)
+    return received
 
 
 def _train_locally(
@@ -207,6 +218,7 @@ def _train_locally(
 
 def _encode(
     update_N: np.ndarray,
+    reference_N: np.ndarray | None,
     config: RunConfig,
     layout: Layout,
     state: ClientState,
@@ -216,12 +228,12 @@ def _encode(
 ) -> bytes:
     """The payload of the update; with error feedback, what the coding lost is kept for later."""
     expected = terms.update_payload(layout, config, round_number, state.client)
-    if not config.update.error_feedback:
-        return pack(update_N, expected)
+    if not config.error_feedback:
+        return pack(update_N, expected, reference_N)
     before_N = state.residual(len(update_N), acknowledged_round)
     update_N = update_N + before_N
-    coded = pack(update_N, expected)
-    state.save(round_number, before_N, update_N - decode_own(coded, expected))
+    coded = pack(update_N, expected, reference_N)
+    state.save(round_number, before_N, update_N - decode_own(coded, expected, reference_N))
     return coded
 
 
@@ -354,4 +366,14 @@ def _own_parts(config: RunConfig, context: Context) -> OwnParts:
 def _network(config: RunConfig, num_landmarks: int) -> tuple[nn.Module, Layout]:
     model = build_network(config, num_landmarks)
     layout = network_layout(model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), layout
+    return model.to(_processor()), layout
+
+
+@functools.lru_cache(maxsize=1)
+def _first_model(config: RunConfig, num_landmarks: int) -> Visible:
+    """The model before the first round, which follows from the setting."""
+    return first_model(get_vector(build_network(config, num_landmarks)))
+
+
+def _processor() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

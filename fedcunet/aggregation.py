@@ -97,6 +97,31 @@ def statistics_mask(layout: Layout) -> np.ndarray:
     return mask_N
 
 
+class StateRange:
+    """What the values of a global state are kept within.
+
+    Coded updates can push a small variance below zero; latent weights at 1 or 2 bits stay within
+    [-1, 1].
+
+    Args:
+        layout: names and shapes of the vector's tensors.
+        clamp_latent: whether the tensors that are not fine are latent weights.
+    """
+
+    def __init__(self, layout: Layout, *, clamp_latent: bool) -> None:
+        _, self._variances = _statistics(layout)
+        self._latent = [
+            slice(start, stop) for start, stop, fine in layout.runs if clamp_latent and not fine
+        ]
+
+    def keep(self, state_N: np.ndarray) -> np.ndarray:
+        """Brings `state_N` (N,), float32, into the range in place; returns it."""
+        state_N[self._variances] = np.maximum(state_N[self._variances], 0)
+        for part in self._latent:
+            np.clip(state_N[part], -1, 1, out=state_N[part])
+        return state_N
+
+
 class ServerOptimizer:
     """Moves the global state by mean updates.
 
@@ -107,8 +132,7 @@ class ServerOptimizer:
         name: `sgd` (with rate 1 and no momentum: federated averaging), `adam` or `adagrad`.
         learning_rate: of the server.
         momentum: of `sgd`.
-        clamp_latent: keep the tensors that are not fine within [-1, 1], as latent weights at 1 or
-            2 bits must be.
+        clamp_latent: of the new state, as in `StateRange`.
     """
 
     def __init__(
@@ -120,11 +144,8 @@ class ServerOptimizer:
         momentum: float,
         clamp_latent: bool,
     ) -> None:
-        _, self._variances = _statistics(layout)
         self._is_statistic_N = statistics_mask(layout)
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in layout.shapes]
-        self._latent_N = np.repeat([not fine for fine in layout.fine], sizes)
-        self._clamp_latent = clamp_latent
+        self._range = StateRange(layout, clamp_latent=clamp_latent)
         self._parameter = torch.nn.Parameter(torch.zeros(layout.num_parameters))
         self._optimizer = SERVER_OPTIMIZERS[name]([self._parameter], learning_rate, momentum)
 
@@ -136,8 +157,4 @@ class ServerOptimizer:
         self._optimizer.step()
         new_N: np.ndarray = self._parameter.detach().numpy().copy()
         new_N = np.where(self._is_statistic_N, state_N + mean_update_N, new_N)
-        # Coded updates can push a small variance below zero.
-        new_N[self._variances] = np.maximum(new_N[self._variances], 0)
-        if self._clamp_latent:
-            new_N[self._latent_N] = np.clip(new_N[self._latent_N], -1, 1)
-        return new_N
+        return self._range.keep(new_N)

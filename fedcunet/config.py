@@ -31,6 +31,10 @@ FlowerScheme = Literal[
     "flwr:SquarePartitioner",
     "flwr:ExponentialPartitioner",
 ]
+# Rounds of one client from which on error feedback is better than unbiased updates without it:
+# at 1 bit with a tenth of the clients a round, they crossed at 7.5.
+OFTEN_ASKED = 8
+
 FLOWER_SCHEMES: tuple[FlowerScheme, ...] = get_args(FlowerScheme)
 
 
@@ -88,6 +92,11 @@ class QuantConfig:
                 )
             if spec.weight_bits == FULL:
                 raise UserError("quant.latent: bfloat16 goes with weights at 1 or 2 bits, found 32")
+
+    @property
+    def has_latent_weights(self) -> bool:
+        """Whether hidden convolutions train float weights within [-1, 1] behind their bits."""
+        return self.spec().weight_bits != FULL
 
     def spec(self) -> QuantSpec:
         """The checked specification that the quantised layers take."""
@@ -176,19 +185,54 @@ class UpdateConfig:
     # Of BatchNorm and the first and last convolutions; 32 with codec float32; 0: 8, or beside a
     # codec with a budget four times its bits.
     fine_bits: int = 0
-    error_feedback: bool = False
+    # What the coding loses is kept by the client and added to its next update. auto: with sign, and
+    # with trellis where a client is expected to be asked in 8 rounds or more.
+    error_feedback: Literal["auto", "on", "off"] = "auto"
+    # Code the difference from the last global step instead, where the client knows it; only with
+    # a downlink that is coded.
+    prediction: bool = False
 
-    @property
-    def payload_codec(self) -> str:
+    def codec_with(self, *, feedback: bool) -> str:
         """The codec of the payloads: with error feedback the trellis in its Wiener-scaled form."""
-        return "trellis-wiener" if self.error_feedback and self.codec == "trellis" else self.codec
+        return "trellis-wiener" if self.codec == "trellis" and feedback else self.codec
 
     def __post_init__(self) -> None:
         check_codec_bits(get_codec(self.codec), self.bits)
         if self.fine_bits not in (0, *range(2, 17), 32):
             raise UserError(f"update.fine-bits: expected 0, 2 to 16, or 32, found {self.fine_bits}")
-        if self.error_feedback and self.codec == "float32":
+        if self.error_feedback == "on" and self.codec == "float32":
             raise UserError("update.error-feedback: float32 updates leave no error to feed back")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DownlinkConfig:
+    """How the model travels to the clients."""
+
+    # float32: the whole model in every message. Another name of `fedcunet codecs`: differences from
+    # what the clients have, which keep that between rounds.
+    codec: str = "float32"
+    bits: float = 32.0  # bits per parameter of a difference
+    snapshot_bits: float = 8.0  # of a whole model for a client that missed too much, 4 to 8, or 32
+
+    @property
+    def coded(self) -> bool:
+        """Whether clients get differences."""
+        return self.codec != "float32"
+
+    @property
+    def payload_codec(self) -> str:
+        """The codec of the differences: what one loses is in the next, so Wiener scaling pays."""
+        return "trellis-wiener" if self.codec == "trellis" else self.codec
+
+    def __post_init__(self) -> None:
+        check_codec_bits(get_codec(self.codec), self.bits)
+        if self.snapshot_bits != 32:
+            check_range("downlink.snapshot-bits", self.snapshot_bits, 4, 8)
+        if self.coded and self.bits > self.snapshot_bits:
+            raise UserError(
+                f"downlink.bits: expected at most snapshot-bits, {self.snapshot_bits:g}, "
+                f"found {self.bits:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,10 +300,33 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.update.prediction and not self.downlink.coded:
+            raise UserError(
+                "update.prediction: expected a downlink.codec that sends differences, found float32"
+            )
+
+    @property
+    def error_feedback(self) -> bool:
+        """Whether clients feed back what the coding of their updates loses.
+
+        Few participations leave residuals stale, and an unbiased update without feedback is then
+        the better one (docs/codecs.md).
+        """
+        asked, codec = self.update.error_feedback, self.update.codec
+        if asked != "auto":
+            return asked == "on"
+        often = self.federation.fraction * self.federation.rounds >= OFTEN_ASKED
+        return codec == "sign" or (codec == "trellis" and often)
+
+    @property
+    def update_codec(self) -> str:
+        """The codec of the updates: with error feedback the trellis in its Wiener-scaled form."""
+        return self.update.codec_with(feedback=self.error_feedback)
 
     @classmethod
     def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":

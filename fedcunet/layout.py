@@ -81,7 +81,7 @@ class Layout:
         return tuple(n for n, mark in zip(self.lengths, self.fine, strict=True) if mark == fine)
 
     @functools.cached_property
-    def _runs(self) -> tuple[tuple[int, int, bool], ...]:
+    def runs(self) -> tuple[tuple[int, int, bool], ...]:
         """(start, stop, fine) of the longest pieces of a flat vector with one mark."""
         runs: list[tuple[int, int, bool]] = []
         start = 0
@@ -120,13 +120,13 @@ class Layout:
 
     def gather(self, flat: np.ndarray, *, fine: bool) -> np.ndarray:
         """The values of the tensors that are `fine`, or of the others, as one vector."""
-        parts = [flat[start:stop] for start, stop, mark in self._runs if mark == fine]
+        parts = [flat[start:stop] for start, stop, mark in self.runs if mark == fine]
         return np.concatenate(parts) if parts else flat[:0]
 
     def places(self, main: np.ndarray, fine: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Where the values that `gather` gave for the two kinds stand in the vector, as views."""
         done = {False: 0, True: 0}
-        for start, stop, mark in self._runs:
+        for start, stop, mark in self.runs:
             source = fine if mark else main
             yield slice(start, stop), source[done[mark] : done[mark] + stop - start]
             done[mark] += stop - start

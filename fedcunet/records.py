@@ -49,6 +49,8 @@ UPDATE_STYPE = "fedcunet.update.v1"
 CLIENT_APP_RAISED = 2
 NODE_UNAVAILABLE = 5
 CLIENT_APP_CRASHED = 8
+# Our own: the client has nothing that the differences in the message start from.
+NEEDS_SNAPSHOT = 1001
 
 # What a client with data of its own says: under which id it was admitted is the server's to know.
 UNKNOWN_CLIENT = -1
@@ -85,7 +87,8 @@ class EvaluationReply:
 class BadReply:
     """Why a reply cannot be used.
 
-    `reason` is one of `error-reply`, `malformed-reply`, `bad-metrics`, `bad-num-examples`;
+    `reason` is one of `error-reply`, `needs-snapshot`, `malformed-reply`, `bad-metrics`,
+    `bad-num-examples`;
     `detail` is one line for people.
     """
 
@@ -232,6 +235,8 @@ def read_update(message: Message, *, max_examples: int = MAX_EXAMPLES) -> Reply 
 def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
     if message.has_error():
         words = _error_words(message.error.reason)
+        if message.error.code == NEEDS_SNAPSHOT:
+            return _bad("needs-snapshot", words)
         return _bad("error-reply", f"code {message.error.code}: {words}")
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})

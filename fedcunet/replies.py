@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,7 +60,9 @@ class RoundReplies:
     layout: Layout
     clients: Mapping[int, Description]  # by client id
     number: int  # of the round
-    bytes_down: int  # to each client
+    bytes_down: Mapping[int, int]  # by client id
+    # The prediction of a client's update that both sides know, (N,), or None.
+    reference: Callable[[int], np.ndarray | None] = lambda client: None
     lines: list[ClientLine] = field(default_factory=list)
     admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
 
@@ -100,7 +102,7 @@ class RoundReplies:
                 detail=detail,
                 num_examples=reply.num_examples if reply else 0,
                 bytes_up=len(blob),
-                bytes_down=self.bytes_down,
+                bytes_down=self.bytes_down[client],
                 bits_per_parameter=bits_per_parameter(blob, self.layout),
                 device=self.clients[client].device,
                 metrics=reply.metrics if reply else {},
@@ -133,7 +135,7 @@ class RoundReplies:
         """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
         update, num_examples = self.admitted[client]
         try:
-            bodies = update.decode_bodies()
+            bodies = update.decode_bodies(self.reference(client))
             refused = self._refusal(bodies, masks)
         except Refused as error:
             refused = error.rejection

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,14 +21,15 @@ from flwr.serverapp import Grid
 from fedcunet.aggregation import ServerOptimizer
 from fedcunet.client_evaluation import ClientEvaluation, score_of
 from fedcunet.config import RunConfig
-from fedcunet.errors import RunFailure
+from fedcunet.downlink import Downlink
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.layout import Layout
-from fedcunet.payload import pack
 from fedcunet.records import (
     UNKNOWN_CLIENT,
     BadReply,
     ConfigScalar,
     Description,
+    Reply,
     describe_content,
     model_content,
     read_description,
@@ -46,7 +48,6 @@ from fedcunet.terms import (
     TOKEN,
     VALIDATION,
     evaluation_due,
-    model_payload,
     select,
 )
 
@@ -78,6 +79,15 @@ class RoundObserver(Protocol):
 
 
 @dataclass(kw_only=True, slots=True)
+class _Exchange:
+    """What went to the clients and came from them in one round, by client id."""
+
+    replies: dict[int, Reply | BadReply] = field(default_factory=dict)
+    bytes_down: Counter[int] = field(default_factory=Counter)
+    guard_fired: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
 class Server:
     """State of the federation between rounds."""
 
@@ -87,8 +97,10 @@ class Server:
     state_N: np.ndarray
     learning_rate: Callable[[int], float]  # of a round's clients
     token: str  # names this run where clients keep their state
+    inference_model: Callable[[np.ndarray], bytes]  # the state as a packed file, to evaluate
     observer: RoundObserver
     optimizer: ServerOptimizer = field(init=False)
+    downlink: Downlink = field(init=False)
     clients: dict[int, Description] = field(default_factory=dict)  # by client id
     acknowledged: dict[int, int] = field(default_factory=dict)  # client -> last accepted round
     admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
@@ -101,8 +113,9 @@ class Server:
             federation.server_optimizer,
             learning_rate=federation.server_learning_rate,
             momentum=federation.server_momentum,
-            clamp_latent=self.config.quant.spec().weight_bits != 32,
+            clamp_latent=self.config.quant.has_latent_weights,
         )
+        self.downlink = Downlink(self.config, self.layout, self.state_N)
 
     def run(self) -> None:
         """All rounds of the setting. Raises RunFailure if no client can be reached."""
@@ -120,30 +133,62 @@ class Server:
         config = self.config
         selected, wanted = select(sorted(self.clients), config, round_number)
         rate = self.learning_rate(round_number)
-        model_blob = pack(self.state_N, model_payload(self.layout, config.seed, round_number))
-        messages = self._messages(model_blob, selected, round_number, rate)
-        replies, guard_fired = collect(
-            self.grid,
-            messages,
-            timeout=config.federation.timeout_seconds,
-            on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
-        )
+        self.downlink.begin_round(round_number, self.state_N)
+        exchange = self._train(round_number, selected, rate)
         judged = RoundReplies(
             config=config,
             layout=self.layout,
             clients=self.clients,
             number=round_number,
-            bytes_down=len(model_blob),
+            bytes_down=exchange.bytes_down,
+            reference=self.downlink.reference,
         )
         for client in selected:
-            message = replies.get(self.clients[client].node_id)
-            judged.judge(client, None if message is None else read_update(message))
+            reply = exchange.replies.get(client)
+            if isinstance(reply, Reply):
+                self.downlink.delivered(client)
+            judged.judge(client, reply)
         needed = max(1, math.ceil(config.federation.quorum * wanted))
         reason = self._commit(round_number, judged, needed)
-        line = judged.line(reason, rate, time.perf_counter() - begin, not guard_fired)
+        line = judged.line(reason, rate, time.perf_counter() - begin, not exchange.guard_fired)
         due = evaluation_due(config, round_number)
         evaluation = self._evaluate(round_number, VALIDATION) if due else None
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
+
+    def _train(self, round_number: int, selected: list[int], rate: float) -> _Exchange:
+        """Has the clients train; one that lost what it had of the model gets a snapshot at once."""
+        exchange = _Exchange()
+        parcels = {client: self.downlink.parcel(client) for client in selected}
+        self._exchange(exchange, parcels, round_number, rate)
+        lost = [
+            client
+            for client, reply in exchange.replies.items()
+            if isinstance(reply, BadReply) and reply.reason == "needs-snapshot"
+        ]
+        if lost:
+            parcels = {client: self.downlink.snapshot(client) for client in sorted(lost)}
+            self._exchange(exchange, parcels, round_number, rate)
+        return exchange
+
+    def _exchange(
+        self, exchange: _Exchange, parcels: Mapping[int, bytes], round_number: int, rate: float
+    ) -> None:
+        """Sends each client its parcel and reads the replies."""
+        timeout = self.config.federation.timeout_seconds
+        messages = self._messages(parcels, round_number, rate)
+        answers, guard_fired = collect(
+            self.grid,
+            messages,
+            timeout=timeout,
+            on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
+        )
+        exchange.guard_fired |= guard_fired
+        for client, parcel in parcels.items():
+            exchange.bytes_down[client] += len(parcel)
+            message = answers.get(self.clients[client].node_id)
+            exchange.replies.pop(client, None)
+            if message is not None:
+                exchange.replies[client] = read_update(message)
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""
@@ -168,7 +213,11 @@ class Server:
         if not asked:
             return None
         shared = self._shared(round_number) | {PART: part}
-        model_blob = pack(self.state_N, model_payload(self.layout, self.config.seed, round_number))
+        try:
+            model_blob = self.inference_model(self.state_N)
+        except UserError as error:  # training has driven its values beyond what the file can hold
+            logger.warning("the clients cannot evaluate round %d: %s", round_number, error)
+            return None
         messages = []
         for client in asked:
             content = model_content(model_blob, shared | {CLIENT: client})
@@ -203,14 +252,14 @@ class Server:
         return values | {ROUND: round_number, TOKEN: self.token}
 
     def _messages(
-        self, model_blob: bytes, selected: list[int], round_number: int, rate: float
+        self, parcels: Mapping[int, bytes], round_number: int, rate: float
     ) -> list[Message]:
         shared = self._shared(round_number) | {LEARNING_RATE: rate}
         messages = []
         # The largest first: with few workers nobody waits long for the last one.
-        for client in sorted(selected, key=lambda one: -self.clients[one].num_examples):
+        for client in sorted(parcels, key=lambda one: -self.clients[one].num_examples):
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
-            content = model_content(model_blob, shared | own)
+            content = model_content(parcels[client], shared | own)
             node = self.clients[client].node_id
             # Nobody waits longer: a node that comes back later must not train for nothing.
             ttl = self.config.federation.timeout_seconds

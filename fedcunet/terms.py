@@ -41,16 +41,30 @@ def evaluation_due(config: RunConfig, round_number: int) -> bool:
     return round_number % federation.evaluate_every == 0 or round_number == federation.rounds
 
 
-def model_payload(layout: Layout, run_seed: int, round_number: int) -> Expected:
-    """What the model's payload of a round is: float32, the same bytes to all clients."""
+def model_payload(layout: Layout, config: RunConfig, round_number: int) -> Expected:
+    """What the payload of a whole model is, the same bytes to all clients that get one."""
+    downlink = config.downlink
+    exact = not downlink.coded or downlink.snapshot_bits == 32
     return Expected(
         layout=layout,
-        run_seed=run_seed,
+        run_seed=config.seed,
         round=round_number,
         sender=SERVER,
-        codec="float32",
-        bits=32,
-        fine_bits=32,
+        codec="float32" if exact else "trellis-wiener",
+        bits=32 if exact else downlink.snapshot_bits,
+        fine_bits=32 if exact else 0,
+    )
+
+
+def difference_payload(layout: Layout, config: RunConfig, round_number: int) -> Expected:
+    """What the payload of the difference that a round brings to the visible model is."""
+    return Expected(
+        layout=layout,
+        run_seed=config.seed,
+        round=round_number,
+        sender=SERVER,
+        codec=config.downlink.payload_codec,
+        bits=config.downlink.bits,
     )
 
 
@@ -61,7 +75,7 @@ def update_payload(layout: Layout, config: RunConfig, round_number: int, client:
         run_seed=config.seed,
         round=round_number,
         sender=client + 1,
-        codec=config.update.payload_codec,
+        codec=config.update_codec,
         bits=config.update.bits,
         fine_bits=config.update.fine_bits,
     )

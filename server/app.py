@@ -24,7 +24,7 @@ from fedcunet.measured import summary_figures
 from fedcunet.metrics import balance_index
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.rounds import Server
-from fedcunet.terms import evaluation_due
+from fedcunet.terms import LOCAL_KEYS, evaluation_due
 from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,
@@ -34,6 +34,7 @@ from fedcunet.training.evaluation import (
 )
 from fedcunet.training.local import crops_of
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
+from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from server import deployment
 from server.folder import folder_of_environment
@@ -129,6 +130,7 @@ def serve(
             state_N=get_vector(run.model),
             learning_rate=lambda round_number: learning_rate(config, test_data.data, round_number),
             token=token,
+            inference_model=run.inference_model,
             observer=run,
             admitted=admitted,
         )
@@ -228,6 +230,14 @@ class _Run:
             evaluation = score_crops(self._predicted_NK2, self._test_data.crops, scheme.metric)
             self._last = evaluation
         self._display.round_done(self._recorder.round(line, clients, evaluation, client_evaluation))
+
+    def inference_model(self, state_N: np.ndarray) -> bytes:
+        """The packed file of a state, as clients get it to evaluate: weights at 1 or 2 bits."""
+        set_vector(self.model, state_N)
+        flat = {key: one for key, one in self._config.flat().items() if key not in LOCAL_KEYS}
+        return pack_network(
+            self.model, RunConfig.from_flat(flat), self._test_data.data.scheme
+        ).content
 
     def tested(self, evaluation: ClientEvaluation | None) -> None:
         if evaluation is not None and self._last is not None:

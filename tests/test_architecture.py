@@ -32,8 +32,10 @@ ALLOWED = {
     "aggregation": {"layout"},
     "client_evaluation": {"records", "terms"},
     "terms": {"expected", "layout", "config"},
+    "downlink": {"terms", "payload", "expected", "layout", "aggregation", "config", "errors"},
     "replies": {"terms", "records", "payload", "layout", "aggregation", "config"},
     "rounds": {
+        "downlink",
         "replies",
         "client_evaluation",
         "terms",

@@ -192,7 +192,9 @@ def _team(
         return nullcontext()
     if device != "cpu":
         raise UserError(f"--device {device}: torchrun's processes find their devices themselves")
-    update = UpdateConfig(codec=exchange, bits=exchange_bits, error_feedback=exchange != "float32")
+    update = UpdateConfig(
+        codec=exchange, bits=exchange_bits, error_feedback="off" if exchange == "float32" else "on"
+    )
     return team_of_torchrun(update, seed)
 
 

@@ -119,6 +119,10 @@ class Team:
             loss=float(loss) / self.size,
         )
 
+    @property
+    def _feedback(self) -> bool:
+        return self.update.error_feedback == "on"
+
     def bytes_per_step(self) -> float:
         """What a process sends for the gradients of one step."""
         return self.bytes_sent / max(self.num_steps, 1)
@@ -135,15 +139,19 @@ class Team:
             if rank == self.rank:
                 self._keep(parameters, corrected_N - torch.from_numpy(vector_N))
         gradient_N.copy_(torch.from_numpy((total_N / self.size).astype(np.float32)))
-        self.bytes_sent += (self.size - 1) * len(blob)
 
     def _gather(self, blob: bytes) -> Iterator[bytes]:
-        """Everybody's payload in the order of the ranks; all have one length, by their layout."""
-        own_P = torch.frombuffer(bytearray(blob), dtype=torch.uint8).to(self.device)
-        all_RP = torch.empty((self.size, len(blob)), dtype=torch.uint8, device=self.device)
-        dist.all_gather(list(all_RP.unbind()), own_P)
-        for other_P in all_RP.cpu():
-            yield other_P.numpy().tobytes()
+        """Everybody's payload in the order of the ranks, sent at the longest one's length."""
+        own = torch.tensor([len(blob)], device=self.device)
+        lengths_R = torch.empty((self.size, 1), dtype=torch.int64, device=self.device)
+        dist.all_gather(list(lengths_R.unbind()), own)
+        longest = int(lengths_R.max())
+        own_P = torch.frombuffer(bytearray(blob.ljust(longest, b"\0")), dtype=torch.uint8)
+        all_RP = torch.empty((self.size, longest), dtype=torch.uint8, device=self.device)
+        dist.all_gather(list(all_RP.unbind()), own_P.to(self.device))
+        self.bytes_sent += (self.size - 1) * (longest + lengths_R.element_size())
+        for other_P, length in zip(all_RP.cpu(), lengths_R.flatten().tolist(), strict=True):
+            yield other_P.numpy()[:length].tobytes()
 
     def _decoded(self, blob: bytes, layout: Layout, rank: int) -> np.ndarray:
         admitted = admit(blob, self._expected(layout, rank))
@@ -157,7 +165,7 @@ class Team:
             run_seed=self.seed,
             round=self.num_steps % MAX_STEP,
             sender=rank,
-            codec=self.update.codec,
+            codec=self.update.codec_with(feedback=self._feedback),
             bits=self.update.bits,
             fine_bits=self.update.fine_bits,
         )
@@ -178,7 +186,7 @@ class Team:
         return torch.cat(list(kept))
 
     def _keep(self, parameters: list[torch.Tensor], lost_N: torch.Tensor) -> None:
-        if self.update.error_feedback:
+        if self._feedback:
             parts = torch.split(lost_N, [parameter.numel() for parameter in parameters])
             self._residual.update(zip(parameters, parts, strict=True))
 

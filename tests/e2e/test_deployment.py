@@ -116,7 +116,7 @@ def test_two_clients_with_keys_give_the_simulations_model_and_nobody_else_gets_i
         training__optimizer="adam",
         update__codec="sign",
         update__bits=1,
-        update__error_feedback=True,
+        update__error_feedback="on",
         federation__clients=2,
         federation__rounds=2,
         federation__timeout_seconds=600,

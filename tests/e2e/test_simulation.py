@@ -41,7 +41,7 @@ def setting(make_300w: Callable[..., Path], tmp_path: Path, measured_dir: Path) 
         training__optimizer="adam",
         update__codec="sign",
         update__bits=1,
-        update__error_feedback=True,
+        update__error_feedback="on",
         federation__clients=3,
         federation__rounds=2,
         federation__state_dir=str(tmp_path / "clients"),
@@ -122,7 +122,12 @@ def test_ray_with_one_and_two_workers_gives_the_model_of_the_loopback(
 ) -> None:
     # EDEN's arithmetic must not depend on the threads that this process and the workers have.
     setting = setting.replace(
-        update__codec="eden", update__bits=2, federation__validation_fraction=0.4
+        update__codec="eden",
+        update__bits=2,
+        update__prediction=True,
+        downlink__codec="trellis",
+        downlink__bits=1,
+        federation__validation_fraction=0.4,
     )
     expected = run(setting, tmp_path / "loopback")
     evaluations = (tmp_path / "loopback" / "client_evaluations.jsonl").read_text()
@@ -132,6 +137,42 @@ def test_ray_with_one_and_two_workers_gives_the_model_of_the_loopback(
         assert found["replies"] == {"accepted": 6}
         own = tmp_path / f"ray-{workers}" / "client_evaluations.jsonl"
         assert own.read_text() == evaluations
+
+
+class Forgetful(NoDisplay):
+    """After the second round one client's model is gone and another's is damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        if line["round"] == 2:
+            models = sorted(self._folder.rglob("model-*.safetensors"))
+            assert len(models) == 3
+            models[0].unlink()
+            models[1].write_bytes(models[1].read_bytes()[:1000])
+
+
+def test_differences_go_down_and_a_lost_model_costs_a_snapshot(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    setting = setting.replace(downlink__codec="trellis", downlink__bits=1, federation__rounds=3)
+    grid = LoopbackGrid(
+        "clients.app:app",
+        [{"data.root": setting.data.root, "num-partitions": 3}] * 3,
+        setting.flat(),
+    )
+    folder = Path(setting.federation.state_dir)
+    out = tmp_path / "run"
+    summary = serve(grid, setting, out=out, name="run", display=Forgetful(folder))
+    assert summary["replies"] == {"accepted": 9}
+    clients = _lines(out / "clients.jsonl")
+    assert [line["bytes_down"] for line in clients[:3]] == [24] * 3  # it follows from the seed
+    length = round(8 * clients[0]["bytes_up"] / clients[0]["bits_per_parameter"])
+    bits = [8 * line["bytes_down"] / length for line in clients[6:]]
+    # A difference of 1 bit to all; on top of it a snapshot of 8 bits to those who lost theirs.
+    assert bits == pytest.approx([9, 9, 1], rel=0.02)
+    assert not list(folder.rglob("*.safetensors"))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -188,7 +229,7 @@ def test_a_client_that_cannot_evaluate_still_trains(setting: RunConfig, tmp_path
 
 def test_error_feedback_changes_what_is_sent(setting: RunConfig, tmp_path: Path) -> None:
     with_feedback = run(setting, tmp_path / "with")["checkpoint_sha256"]
-    without = setting.replace(update__error_feedback=False)
+    without = setting.replace(update__error_feedback="off")
     assert run(without, tmp_path / "without")["checkpoint_sha256"] != with_feedback
 
 

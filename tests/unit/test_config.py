@@ -122,8 +122,23 @@ def test_a_missing_setting_file_is_named(tmp_path: Path) -> None:
         RunConfig.from_toml(tmp_path / "absent.toml")
 
 
-def test_error_feedback_takes_the_trellis_in_its_wiener_scaled_form() -> None:
-    setting = RunConfig().replace(update__codec="trellis", update__bits=0.5)
-    assert setting.update.payload_codec == "trellis"
-    assert setting.replace(update__error_feedback=True).update.payload_codec == "trellis-wiener"
-    assert RunConfig().replace(update__error_feedback=True).update.payload_codec == "eden"
+def test_error_feedback_is_chosen_by_codec_and_participation() -> None:
+    trellis = RunConfig().replace(update__codec="trellis", update__bits=0.5, federation__rounds=15)
+    assert (trellis.error_feedback, trellis.update_codec) == (True, "trellis-wiener")
+    rarely = trellis.replace(federation__fraction=0.5)
+    assert (rarely.error_feedback, rarely.update_codec) == (False, "trellis")
+    assert rarely.replace(update__error_feedback="on").update_codec == "trellis-wiener"
+    assert trellis.replace(update__error_feedback="off").update_codec == "trellis"
+    sign = rarely.replace(update__codec="sign", update__bits=1)
+    assert (sign.error_feedback, sign.update_codec) == (True, "sign")
+    assert not RunConfig().error_feedback
+    assert RunConfig().replace(update__error_feedback="on").update_codec == "eden"
+
+
+def test_prediction_and_long_differences_are_refused_where_they_make_no_sense() -> None:
+    with pytest.raises(UserError, match=r"update\.prediction: expected a downlink\.codec"):
+        RunConfig().replace(update__prediction=True)
+    with pytest.raises(UserError, match=r"downlink\.bits: expected at most snapshot-bits, 8, fo"):
+        RunConfig().replace(downlink__codec="float16", downlink__bits=16)
+    with pytest.raises(UserError, match=r"downlink\.snapshot-bits: expected 4 to 8, found 9"):
+        RunConfig().replace(downlink__snapshot_bits=9.0)

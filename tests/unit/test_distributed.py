@@ -20,7 +20,7 @@ from fedcunet.training.distributed import Team, team_of_torchrun
 from fedcunet.training.network import build_network, network_layout
 
 ROOT = Path(__file__).resolve().parents[2]
-SIGN = UpdateConfig(codec="sign", bits=1, error_feedback=True)
+SIGN = UpdateConfig(codec="sign", bits=1, error_feedback="on")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ from fedcunet.training.network import build_network
 
 codec, bits = sys.argv[1], float(sys.argv[2])
 config = RunConfig().replace(model__unets=1, model__order=0, quant__bits="8,1,8", quant__alpha=True)
-update = UpdateConfig(codec=codec, bits=bits, error_feedback=codec != "float32")
+update = UpdateConfig(codec=codec, bits=bits, error_feedback="off" if codec == "float32" else "on")
 with team_of_torchrun(update, 1) as team:
     model = build_network(config, 3)
     replica = team.replica(model)

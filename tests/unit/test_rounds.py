@@ -12,9 +12,10 @@ from fedcunet import rounds, terms
 from fedcunet.aggregation import statistics_mask
 from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
+from fedcunet.downlink import Visible, receive
 from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
-from fedcunet.payload import Admitted, admit, pack
+from fedcunet.payload import pack
 from fedcunet.records import (
     UNKNOWN_CLIENT,
     description_content,
@@ -30,8 +31,14 @@ CONFIG = RunConfig().replace(
     update__codec="float32", update__bits=32, federation__rounds=2, federation__clients=4
 )
 EXAMPLES = (10, 20, 30, 40)
+# Of a parcel with one payload: 4 + 1 + 1 + 2 + 16, and the payload's length.
+HEAD_BYTES = 24 + 4
 
 Reply = Callable[[int, int, np.ndarray, Message], RecordDict | None]
+
+
+def no_model() -> Visible:
+    raise AssertionError("a whole model needs no other")
 
 
 class Watcher:
@@ -86,10 +93,9 @@ def run(
             return Message(content, reply_to=message)
         blob, values = read_model(message)
         number = int(values["round"])
-        model = admit(blob, terms.model_payload(LAYOUT, CONFIG.seed, number))
-        assert isinstance(model, Admitted)
+        received = receive(blob, CONFIG, LAYOUT, number, held=None, first=no_model)
         answer = odd if odd is not None and client == 2 else honest
-        content = answer(client, number, model.decode(), message)
+        content = answer(client, number, received.visible.state_N, message)
         return Message(content, reply_to=message)
 
     config = config.replace(**changes)
@@ -101,6 +107,7 @@ def run(
         state_N=np.zeros(43, dtype=np.float32),
         learning_rate=lambda number: 0.1,
         token="t",
+        inference_model=np.ndarray.tobytes,
         observer=watcher,
     )
     server.run()
@@ -120,7 +127,7 @@ def test_honest_clients_give_the_mean_weighted_by_their_examples() -> None:
 def test_bytes_are_the_lengths_of_what_was_sent() -> None:
     watcher, _ = run()
     up = terms.update_payload(LAYOUT, CONFIG, 1, 0).payload_limits[1]
-    down = terms.model_payload(LAYOUT, 0, 1).payload_limits[1]
+    down = HEAD_BYTES + terms.model_payload(LAYOUT, CONFIG, 1).payload_limits[1]
     assert watcher.lines[0].bytes_up == 4 * up
     assert watcher.lines[0].bytes_down == 4 * down
     assert watcher.clients[0].bits_per_parameter == 8 * up / 43
@@ -210,6 +217,7 @@ def test_large_batchnorm_variances_are_no_large_update() -> None:
         state_N=np.zeros(8, dtype=np.float32),
         learning_rate=lambda number: 0.1,
         token="t",
+        inference_model=np.ndarray.tobytes,
         observer=watcher,
     ).run()
     assert watcher.lines[0].replies == {"accepted": 1}
@@ -280,6 +288,7 @@ def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
         state_N=np.zeros(43, dtype=np.float32),
         learning_rate=lambda number: 0.1,
         token="t",
+        inference_model=np.ndarray.tobytes,
         observer=Watcher(),
     )
     with pytest.raises(
@@ -308,6 +317,7 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
         state_N=np.zeros(43, dtype=np.float32),
         learning_rate=lambda number: 0.1,
         token="t",
+        inference_model=np.ndarray.tobytes,
         observer=watcher,
     )
     server.clients, _ = rounds.describe_clients(server.grid, 60)
@@ -336,11 +346,9 @@ def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any
             )
         elif kind == "evaluate":
             blob, values = read_model(message)
-            number = int(values["round"])
-            model = admit(blob, terms.model_payload(LAYOUT, CONFIG.seed, number))
-            assert isinstance(model, Admitted)
             # The model after the round: each adds the mean of 1 to 4, weighted by examples.
-            assert model.decode() == pytest.approx(np.full(43, 3.0 * number))
+            state_N = np.frombuffer(blob, dtype=np.float32)
+            assert state_N == pytest.approx(np.full(43, 3.0 * int(values["round"])))
             assert values["client"] == client
             percent, count = (7.0, 5) if values["part"] == "test" else (10.0 * client, client)
             content = evaluation_content({"percent": percent, "num-examples": count})
@@ -357,6 +365,7 @@ def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any
         state_N=np.zeros(43, dtype=np.float32),
         learning_rate=lambda number: 0.1,
         token="t",
+        inference_model=np.ndarray.tobytes,
         observer=watcher,
     ).run()
     return watcher
@@ -376,9 +385,7 @@ def test_clients_that_keep_images_back_evaluate_the_model_after_the_round() -> N
     assert figures["client_tenth_percent"] == pytest.approx(28)
     assert figures["client_spread_percent"] == pytest.approx(np.std([10, 20, 30]))
     assert figures["client_evaluations"] == {"accepted": 3}
-    assert (
-        figures["evaluation_bytes_down"] == 3 * terms.model_payload(LAYOUT, 0, 1).payload_limits[1]
-    )
+    assert figures["evaluation_bytes_down"] == 3 * 4 * 43
     content = evaluation_content({"percent": 10.0, "num-examples": 1})
     assert figures["evaluation_bytes_up"] == 3 * content["metrics"].count_bytes()
     shares = evaluation.figures(lower_is_better=False)

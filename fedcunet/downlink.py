@@ -1,0 +1,243 @@
+"""The model on its way to the clients: whole, or as coded differences from what they have.
+
+With the float32 codec each message carries the whole model, and clients keep nothing of it. Else
+the server keeps the *visible model*, which is what the clients have, and each round codes the
+difference between it and the global model: the same bytes to all. What the coding loses stays in
+the next difference, so the visible model never drifts away (error feedback on the server, as in
+Tang et al., "DoubleSqueeze", ICML 2019, without a residual of its own). A client that missed
+rounds gets the differences that it missed, or the visible model as one snapshot, whichever is
+smaller. The first visible model follows from the setting's seed and is not sent at all.
+
+    parcel    "FCDN", version 1, kind (0: whole, 1: differences), number of payloads (2 bytes),
+              id of the model that the differences start from (16 bytes), then
+              each payload (payload.py) with its length (4 bytes) before it; little-endian
+
+A visible model is known by an id: the hash of the first model's values, of a snapshot's bytes, or
+of the id before and the difference's bytes. A client that has none of the models that differences
+lead through, new or with its state lost, says so (`NeedsSnapshot`) and gets a snapshot: that costs
+bytes and never correctness.
+"""
+
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedcunet.aggregation import StateRange
+from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
+from fedcunet.expected import Expected
+from fedcunet.layout import Layout
+from fedcunet.payload import Rejection, admit, pack, read_header
+from fedcunet.terms import difference_payload, model_payload
+
+MAGIC, VERSION = b"FCDN", 1
+WHOLE, DIFFERENCES = 0, 1
+ID_BYTES = 16
+_HEAD = struct.Struct(f"<4sBBH{ID_BYTES}s")
+_LENGTH = struct.Struct("<I")
+NO_ID = bytes(ID_BYTES)
+
+
+class NeedsSnapshot(UserError):
+    """The client has no model that the differences start from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """A model as the clients have it: its id and its values (N,), float32."""
+
+    model_id: bytes
+    state_N: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a client has after a parcel."""
+
+    visible: Visible
+    change_N: np.ndarray | None  # the last global step as both sides know it; None after a snapshot
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=ID_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def first_model(state_N: np.ndarray) -> Visible:
+    """The model before the first round, known by its values."""
+    return Visible(_hash(state_N.astype("<f4", copy=False).tobytes()), state_N)
+
+
+class Downlink:
+    """The server's side: what it sends to whom.
+
+    Args:
+        config: the setting.
+        layout: of the model.
+        first_N: the model before the first round, (N,) float32.
+    """
+
+    def __init__(self, config: RunConfig, layout: Layout, first_N: np.ndarray) -> None:
+        self._config, self._layout = config, layout
+        self._range = _range_of(layout, config)
+        self._first_id = first_model(first_N).model_id
+        self._visible_N = first_N.copy()
+        self._round = 0
+        # What leads from the visible model after `_base_round` to the present one, oldest first.
+        self._base_round = 0
+        self._differences: deque[tuple[int, bytes]] = deque()
+        self._held: dict[int, tuple[int, bytes]] = {}  # client -> round and id of what it has
+        self._sent: dict[int, bytes] = {}  # client -> id of what it has after this round's parcel
+        self._whole: tuple[bytes, bytes] | None = None  # id and parcel of this round, once made
+        self._change_N: np.ndarray | None = None  # of the visible model in this round
+
+    def begin_round(self, round_number: int, state_N: np.ndarray) -> None:
+        """Moves the visible model towards the global one."""
+        self._round, self._whole, self._sent, self._change_N = round_number, None, {}, None
+        if not self._config.downlink.coded:
+            self._visible_N = state_N
+            return
+        missing_N = state_N - self._visible_N
+        if not missing_N.any():
+            return
+        expected = difference_payload(self._layout, self._config, round_number)
+        payload = pack(missing_N, expected)
+        self._change_N = _decoded(payload, expected)
+        self._visible_N = self._range.keep(self._visible_N + self._change_N)
+        self._differences.append((round_number, payload))
+        # Nobody is ever sent more of them than a snapshot takes.
+        total = sum(len(payload) for _, payload in self._differences)
+        while 8 * total > self._config.downlink.snapshot_bits * self._layout.num_parameters:
+            self._base_round, oldest = self._differences.popleft()
+            total -= len(oldest)
+
+    def parcel(self, client: int) -> bytes:
+        """What `client` is sent in this round."""
+        last_round, model_id = self._held.get(client, (0, self._first_id))
+        if not self._config.downlink.coded or last_round < self._base_round:
+            return self.snapshot(client)
+        payloads = [payload for number, payload in self._differences if number > last_round]
+        self._sent[client] = _ids(model_id, payloads)[-1]
+        return _parcel(DIFFERENCES, model_id, payloads)
+
+    def snapshot(self, client: int) -> bytes:
+        """The whole visible model, for a client whose state does not suffice."""
+        if self._whole is None:
+            expected = model_payload(self._layout, self._config, self._round)
+            payload = pack(self._visible_N, expected)
+            self._whole = _hash(payload), _parcel(WHOLE, NO_ID, [payload])
+        self._sent[client] = self._whole[0]
+        return self._whole[1]
+
+    def delivered(self, client: int) -> None:
+        """The client's answer shows that it has what it was sent in this round."""
+        if self._config.downlink.coded:
+            self._held[client] = self._round, self._sent[client]
+
+    def reference(self, client: int) -> np.ndarray | None:
+        """The prediction of the client's update: the last global step, where it knows that."""
+        got_snapshot = self._whole is not None and self._sent[client] == self._whole[0]
+        return self._change_N if self._config.update.prediction and not got_snapshot else None
+
+
+def receive(
+    parcel: bytes,
+    config: RunConfig,
+    layout: Layout,
+    round_number: int,
+    *,
+    held: Visible | None,
+    first: Callable[[], Visible],
+) -> Received:
+    """The client's side: the model of a parcel.
+
+    Args:
+        parcel: the bytes from the server.
+        config: the setting.
+        layout: of the model.
+        round_number: of the message.
+        held: what the client has kept.
+        first: makes the model before the first round, where it is needed.
+
+    Raises:
+        NeedsSnapshot: the client has nothing that the differences start from.
+        UserError: the parcel is damaged or not of this run.
+    """
+    kind, start_id, payloads = _opened(parcel)
+    values = _range_of(layout, config)
+    if kind == WHOLE:
+        state_N = _decoded(payloads[0], model_payload(layout, config, round_number))
+        if config.downlink.coded:
+            values.keep(state_N)
+        return Received(Visible(_hash(payloads[0]), state_N), None)
+    ids = _ids(start_id, payloads)
+    if held is None or held.model_id not in ids:
+        held = first()
+    if held.model_id not in ids:
+        raise NeedsSnapshot("no model that the differences start from is kept here")
+    known, state_N, change_N = ids.index(held.model_id), held.state_N, None
+    for index, payload in enumerate(payloads):
+        if index >= known or index == len(payloads) - 1:  # the last is the change, known or not
+            change_N = _decoded(payload, difference_payload(layout, config, _round_of(payload)))
+        if index >= known:
+            state_N = values.keep(state_N + change_N)
+    return Received(Visible(ids[-1], state_N), change_N)
+
+
+def _range_of(layout: Layout, config: RunConfig) -> StateRange:
+    return StateRange(layout, clamp_latent=config.quant.has_latent_weights)
+
+
+def _round_of(payload: bytes) -> int:
+    header = read_header(payload)
+    if isinstance(header, Rejection):
+        raise UserError(f"model: {header.reason}: {header.detail}")
+    return header.round
+
+
+def _ids(start_id: bytes, payloads: list[bytes]) -> list[bytes]:
+    """Ids of the models that the differences lead through, the first one's before all."""
+    ids = [start_id]
+    for payload in payloads:
+        ids.append(_hash(ids[-1], payload))
+    return ids
+
+
+def _parcel(kind: int, start_id: bytes, payloads: list[bytes]) -> bytes:
+    parts = [_HEAD.pack(MAGIC, VERSION, kind, len(payloads), start_id)]
+    for payload in payloads:
+        parts += [_LENGTH.pack(len(payload)), payload]
+    return b"".join(parts)
+
+
+def _opened(parcel: bytes) -> tuple[int, bytes, list[bytes]]:
+    """Kind, id and payloads of a parcel. Raises UserError if its lengths do not add up."""
+    if len(parcel) < _HEAD.size or parcel[:4] != MAGIC or parcel[4] != VERSION:
+        raise UserError(f"model: expected a parcel of version {VERSION}, found {parcel[:5]!r}")
+    _, _, kind, count, start_id = _HEAD.unpack_from(parcel)
+    position = _HEAD.size
+    payloads: list[bytes] = []
+    for _ in range(count):
+        begin = position + _LENGTH.size
+        if begin > len(parcel):
+            raise UserError(f"model: expected {count} payloads, found {len(payloads)}")
+        position = begin + _LENGTH.unpack_from(parcel, position)[0]
+        payloads.append(parcel[begin:position])
+    if position != len(parcel):
+        raise UserError(f"model: expected {position} bytes, found {len(parcel)}")
+    if kind not in (WHOLE, DIFFERENCES) or (kind == WHOLE and count != 1):
+        raise UserError(f"model: expected one whole model or differences, found kind {kind}")
+    return kind, start_id, payloads
+
+
+def _decoded(payload: bytes, expected: Expected) -> np.ndarray:
+    found = admit(payload, expected)
+    if isinstance(found, Rejection):
+        raise UserError(f"model of round {expected.round}: {found.reason}: {found.detail}")
+    return found.decode()
