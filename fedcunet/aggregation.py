@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedcunet.layout import Layout
+from fedcunet.saved import Saved
 
 MEAN_SUFFIX, VARIANCE_SUFFIX = ".running_mean", ".running_var"
 
@@ -148,6 +149,16 @@ class ServerOptimizer:
         self._range = StateRange(layout, clamp_latent=clamp_latent)
         self._parameter = torch.nn.Parameter(torch.zeros(layout.num_parameters))
         self._optimizer = SERVER_OPTIMIZERS[name]([self._parameter], learning_rate, momentum)
+
+    def saved(self) -> Saved:
+        """What `restore` needs: torch's state of the optimiser."""
+        state = self._optimizer.state[self._parameter]
+        return Saved({name: tensor.numpy() for name, tensor in state.items() if tensor is not None})
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from what was saved."""
+        for name, tensor in saved.tensors.items():
+            self._optimizer.state[self._parameter][name] = torch.from_numpy(tensor)
 
     def step(self, state_N: np.ndarray, mean_update_N: np.ndarray) -> np.ndarray:
         """The next global state (N,), float32; the arguments stay as they are."""

@@ -32,6 +32,7 @@ from fedcunet.errors import UserError
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 from fedcunet.payload import Rejection, admit, pack, read_header
+from fedcunet.saved import Saved
 from fedcunet.terms import difference_payload, model_payload
 
 MAGIC, VERSION = b"FCDN", 1
@@ -144,6 +145,34 @@ class Downlink:
         """The prediction of the client's update: the last global step, where it knows that."""
         got_snapshot = self._whole is not None and self._sent[client] == self._whole[0]
         return self._change_N if self._config.update.prediction and not got_snapshot else None
+
+    def saved(self) -> Saved:
+        """What `restore` needs."""
+        tensors = {"visible": self._visible_N} if self._config.downlink.coded else {}
+        for number, payload in self._differences:
+            tensors[f"difference-{number}"] = np.frombuffer(payload, dtype=np.uint8)
+        held = [[client, number, held.hex()] for client, (number, held) in self._held.items()]
+        return Saved(
+            tensors,
+            {"first_id": self._first_id.hex(), "base_round": self._base_round, "held": held},
+        )
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from what was saved."""
+        self._first_id = bytes.fromhex(saved.facts["first_id"])
+        self._base_round = saved.facts["base_round"]
+        self._held = {
+            client: (number, bytes.fromhex(held)) for client, number, held in saved.facts["held"]
+        }
+        self._visible_N = saved.tensors.get("visible", self._visible_N)
+        numbers = sorted(
+            int(name.removeprefix("difference-"))
+            for name in saved.tensors
+            if name.startswith("difference-")
+        )
+        self._differences = deque(
+            (number, saved.tensors[f"difference-{number}"].tobytes()) for number in numbers
+        )
 
 
 def receive(

@@ -37,6 +37,7 @@ from fedcunet.records import (
     read_update,
 )
 from fedcunet.replies import ClientLine, RoundLine, RoundReplies
+from fedcunet.saved import Saved
 from fedcunet.terms import (
     ACKNOWLEDGED,
     CLIENT,
@@ -74,6 +75,9 @@ class RoundObserver(Protocol):
         `evaluation` is the clients' own, None where none was due or none keeps images for it.
         """
 
+    def save(self, parts: dict[str, Saved]) -> None:
+        """Called at the start and after `round_done` with all that `Server.restore` needs."""
+
     def tested(self, evaluation: ClientEvaluation | None) -> None:
         """Called at the end with the clients' test of the final model, None where there is none."""
 
@@ -105,6 +109,7 @@ class Server:
     acknowledged: dict[int, int] = field(default_factory=dict)  # client -> last accepted round
     admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
     left_out: list[str] = field(default_factory=list)  # why nodes do not take part
+    round: int = 0  # the last one that has ended
 
     def __post_init__(self) -> None:
         federation = self.config.federation
@@ -118,14 +123,36 @@ class Server:
         self.downlink = Downlink(self.config, self.layout, self.state_N)
 
     def run(self) -> None:
-        """All rounds of the setting. Raises RunFailure if no client can be reached."""
+        """The rounds that are left. Raises RunFailure if no client can be reached."""
         self.clients, self.left_out = describe_clients(
             self.grid, self.config.federation.timeout_seconds, self.admitted
         )
         num_rounds = self.config.federation.rounds
-        for round_number in range(1, num_rounds + 1):
+        self.observer.save(self.saved())  # the clients' state has its name from the start
+        for round_number in range(self.round + 1, num_rounds + 1):
             self.run_round(round_number)
+            self.round = round_number
+            self.observer.save(self.saved())
         self.observer.tested(self._evaluate(num_rounds, TEST))
+
+    def saved(self) -> dict[str, Saved]:
+        """What `restore` needs, after a round."""
+        acknowledged = sorted(self.acknowledged.items())
+        facts = {"round": self.round, "token": self.token, "acknowledged": acknowledged}
+        return {
+            "server": Saved({"state": self.state_N}, facts),
+            "optimizer": self.optimizer.saved(),
+            "downlink": self.downlink.saved(),
+        }
+
+    def restore(self, parts: Mapping[str, Saved]) -> None:
+        """Goes on after the round that was saved, with the clients' state under its token."""
+        server = parts["server"]
+        self.state_N = server.tensors["state"]
+        self.round, self.token = server.facts["round"], server.facts["token"]
+        self.acknowledged = dict(server.facts["acknowledged"])
+        self.optimizer.restore(parts["optimizer"])
+        self.downlink.restore(parts["downlink"])
 
     def run_round(self, round_number: int) -> None:
         """One round; the observer gets its outcome."""

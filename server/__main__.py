@@ -22,9 +22,8 @@ from server import admission
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import DEFAULT_FOLDER, Request, ServerFolder, existing
 from server.nodes import read_nodes
+from server.run_folders import chosen_folder
 from server.superlink import Superlink, is_serving
-
-RUNS_DIR = Path(".fedcunet/runs")
 
 app = typer.Typer(
     help="An aggregation server for real clients, over gRPC with TLS. Without a command: start it.",
@@ -215,6 +214,9 @@ def run(
         float, typer.Option("--wait", min=0, help="Seconds to wait for as many nodes as clients.")
     ] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or the latest.")
+    ] = False,
     folder: FolderOption = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
@@ -243,7 +245,12 @@ def run(
         .with_values(values or [])
     )
     home = existing(folder)
-    request = Request(out=_run_folder(out, setting.stem), name=setting.stem, wait_seconds=wait)
+    request = Request(
+        out=chosen_folder(out, setting.stem, resume=resume),
+        name=setting.stem,
+        wait_seconds=wait,
+        resume=resume,
+    )
     signal.signal(signal.SIGTERM, _interrupt)
     with RunDisplay(quiet=quiet) as display:
         run_id = submit(home, config, request)
@@ -256,19 +263,6 @@ def run(
     console = Console()
     console.print(comparison_table([summary]))
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
-
-
-def _run_folder(out: Path | None, name: str) -> Path:
-    """The folder that was given, or a new one under `.fedcunet/runs`."""
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"run folder {out}: expected an empty or new folder, found files")
-        return out
-    found, number = RUNS_DIR / name, 1
-    while found.exists():
-        number += 1
-        found = RUNS_DIR / f"{name}-{number}"
-    return found
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
+import json
 import secrets
 import shutil
 import time
@@ -24,6 +25,7 @@ from fedcunet.measured import summary_figures
 from fedcunet.metrics import balance_index
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.rounds import Server
+from fedcunet.saved import Saved
 from fedcunet.terms import LOCAL_KEYS, evaluation_due
 from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
@@ -38,11 +40,10 @@ from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from server import deployment
 from server.folder import folder_of_environment
-from server.recorder import RunRecorder
+from server.recorder import RunRecorder, check_setting
+from server.run_folders import RUNS_DIR
 
 app = ServerApp()
-
-RUNS_DIR = Path(".fedcunet/runs")
 
 
 class Display(Protocol):
@@ -92,6 +93,7 @@ def serve(
     name: str,
     display: Display,
     admitted: Mapping[int, int] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Runs `config` over the nodes of `grid` into the run folder `out`.
 
@@ -102,6 +104,7 @@ def serve(
         name: of the run.
         display: shows the progress.
         admitted: Flower's node number -> client id, where nodes were admitted by their keys.
+        resume: go on with the run that `out` holds; the model ends as if it had not been stopped.
 
     Returns:
         The summary, as in `summary.json`.
@@ -111,8 +114,10 @@ def serve(
         RunFailure: no client can take part, or no round was committed.
     """
     begin = time.perf_counter()
+    if resume and (done := finished(out, config)) is not None:
+        return done
     test_data = TestData.load(config)
-    recorder = RunRecorder(out, config)
+    recorder = RunRecorder(out, config, resume=resume)
     token = f"{name}-{secrets.token_hex(4)}"
     token = "".join(character if character.isalnum() else "-" for character in token)[-64:]
     try:
@@ -134,6 +139,9 @@ def serve(
             observer=run,
             admitted=admitted,
         )
+        if recorder.saved:
+            server.restore(recorder.saved)
+            run.restore(server.state_N)
         server.run()
         summary = run.summary(name, time.perf_counter() - begin)
         summary["left_out"] = server.left_out
@@ -141,10 +149,19 @@ def serve(
         display.end(summary)
     finally:
         recorder.close()
-        # In a simulation the clients' state lies on this machine; the run has ended.
-        shutil.rmtree(Path(config.federation.state_dir) / token, ignore_errors=True)
+    # In a simulation the clients' state lies on this machine. A run that was stopped may go on.
+    shutil.rmtree(Path(config.federation.state_dir) / server.token, ignore_errors=True)
     if not summary["rounds_committed"]:
         raise RunFailure(f"run {out}: no round was committed; {run.first_problem}")
+    return summary
+
+
+def finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run folder that is complete; None if there is something left to do."""
+    if not (out / "summary.json").exists():
+        return None
+    check_setting(out, config)
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return summary
 
 
@@ -203,6 +220,17 @@ class _Run:
         self._last: Evaluation | None = None
         self._predicted_NK2: np.ndarray | None = None
 
+    def restore(self, state_N: np.ndarray) -> None:
+        """Takes up the global state of a run that goes on."""
+        set_vector(self.model, state_N)
+        self._evaluate()  # the last round may have been the last
+
+    def _evaluate(self) -> Evaluation:
+        crops, scheme = self._test_data.crops, self._test_data.data.scheme
+        self._predicted_NK2 = predict(self.model, crops, flip_test=self._config.data.flip_test)
+        self._last = score_crops(self._predicted_NK2, crops, scheme.metric)
+        return self._last
+
     def client_done(self, round_number: int, done: int, total: int) -> None:
         self._display.client_done(round_number, done, total)
 
@@ -222,14 +250,12 @@ class _Run:
             set_vector(self.model, state_N)
             self._recorder.checkpoint(self.model, scheme, line.round)
         if evaluation_due(self._config, line.round):
-            self._predicted_NK2 = predict(
-                self.model,
-                self._test_data.crops,
-                flip_test=self._config.data.flip_test,
-            )
-            evaluation = score_crops(self._predicted_NK2, self._test_data.crops, scheme.metric)
-            self._last = evaluation
+            set_vector(self.model, state_N)
+            evaluation = self._evaluate()
         self._display.round_done(self._recorder.round(line, clients, evaluation, client_evaluation))
+
+    def save(self, parts: dict[str, Saved]) -> None:
+        self._recorder.save(parts)
 
     def inference_model(self, state_N: np.ndarray) -> bytes:
         """The packed file of a state, as clients get it to evaluate: weights at 1 or 2 bits."""
@@ -278,7 +304,8 @@ class _Run:
             "bits_per_parameter_down": 8 * down / layout.num_parameters,
             "replies": dict(recorder.replies),
             "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
-            "seconds": seconds,
+            "seconds": self._recorder.seconds_before + seconds,
+            "checkpoints_failed": self._recorder.checkpoints_failed,
             **recorder.client_figures,
             "checkpoint_sha256": tensors_sha256(self.model),
             "setting": self._config.flat(),

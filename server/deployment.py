@@ -40,7 +40,15 @@ def run(
         request = _request(folder, run_id)
         admitted = client_ids(folder.path) if folder.has_keys() else None
         _wait_for_nodes(grid, config.federation.clients, request.wait_seconds, journal)
-        serve(grid, config, out=request.out, name=request.name, display=journal, admitted=admitted)
+        serve(
+            grid,
+            config,
+            out=request.out,
+            name=request.name,
+            display=journal,
+            admitted=admitted,
+            resume=request.resume,
+        )
     except (UserError, RunFailure) as error:
         journal.fail(str(error), wrong_use=isinstance(error, UserError))
         raise

@@ -56,11 +56,13 @@ class Request:
         out: run folder.
         name: of the run.
         wait_seconds: how long to wait for as many nodes as the setting has clients.
+        resume: go on with the run that `out` holds.
     """
 
     out: Path
     name: str
     wait_seconds: float
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,16 @@ a validation fraction also `client_evaluations.jsonl` (a line for each client's 
 import dataclasses
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -26,37 +28,50 @@ from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.replies import ClientLine, RoundLine
+from fedcunet.saved import Saved, read_saved, write_saved
 from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 12  # pictures in examples.npz
+STATE = Path("checkpoint") / "state.safetensors"
+RECORDER = "recorder"  # the part of the saved state that is ours
+LISTS = ("metrics.jsonl", "clients.jsonl", "client_evaluations.jsonl")
 
 
 class RunRecorder:
     """Writes one run folder.
 
     Args:
-        folder: made if it is not there; it must not hold a run.
+        folder: made if it is not there; it must not hold a run, unless `resume`.
         config: the setting.
+        resume: go on with the run that the folder holds, after the last round that was saved.
 
     Raises:
-        UserError: if the folder holds something already.
+        UserError: if the folder holds something already, or a run of another setting.
     """
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    def __init__(self, folder: Path, config: RunConfig, *, resume: bool = False) -> None:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
             raise UserError(f"run folder {folder}: expected an empty or new folder, found files")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.saved = self._read_saved(config) if resume else {}
         self.totals: Counter[str] = Counter()
         self.replies: Counter[str] = Counter()
         self.device_seconds = 0.0
         # Of the clients' own evaluations: the last one's figures, the bytes of all.
         self.client_figures: dict[str, Any] = {}
+        self.checkpoints_failed = 0
+        self.seconds_before = 0.0  # of a run that goes on, up to its last save
+        self._begin = time.perf_counter()
         self._config = config
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+        self._restore()
+        last_round = self.saved["server"].facts["round"] if self.saved else 0
+        self._tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=last_round + 1 if resume else None
+        )
         text = tomli_w.dumps(config.nested())
         write_atomically(folder / "config.toml", text)
 
@@ -130,7 +145,61 @@ class RunRecorder:
     def checkpoint(self, model: nn.Module, scheme: LandmarkScheme, round_number: int) -> None:
         """Replaces the checkpoint by the global model after `round_number`."""
         path = self.folder / "checkpoint" / "model.safetensors"
-        save_checkpoint(path, model, self._config, scheme, {"round": str(round_number)})
+        facts = {"round": str(round_number)}
+        self._keep(path, lambda: save_checkpoint(path, model, self._config, scheme, facts))
+
+    def save(self, parts: Mapping[str, Saved]) -> None:
+        """Keeps what a resumed run goes on from, with the counts up to here."""
+        counts = {
+            "totals": dict(self.totals),
+            "replies": dict(self.replies),
+            "device_seconds": self.device_seconds,
+            "client_figures": self.client_figures,
+            "checkpoints_failed": self.checkpoints_failed,
+            "seconds": self.seconds_before + time.perf_counter() - self._begin,
+        }
+        path = self.folder / STATE
+        self._keep(path, lambda: write_saved(path, {**parts, RECORDER: Saved(facts=counts)}))
+
+    def _keep(self, path: Path, write: Callable[[], None]) -> None:
+        """A file that cannot be written, on a full disk, costs itself; the one before stays."""
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
+            self.checkpoints_failed += 1
+            logger.warning("%s: not written, the one before stays: %s", path, error)
+
+    def _read_saved(self, config: RunConfig) -> dict[str, Saved]:
+        """What an interrupted run left to go on from; nothing if it had not ended a round."""
+        if not (self.folder / "config.toml").exists():
+            if any(self.folder.iterdir()):
+                raise UserError(f"run folder {self.folder}: expected a run to resume, found none")
+            return {}
+        check_setting(self.folder, config)
+        path = self.folder / STATE
+        return read_saved(path) if path.exists() else {}
+
+    def _restore(self) -> None:
+        """Takes up the counts, and cuts what was written after the last save off the lists."""
+        for unfinished in (self.folder / STATE.parent).glob(".*"):  # of a process that was killed
+            unfinished.unlink()
+        if not self.saved:
+            for name in LISTS:
+                (self.folder / name).unlink(missing_ok=True)
+            return
+        counts = self.saved[RECORDER].facts
+        self.totals, self.replies = Counter(counts["totals"]), Counter(counts["replies"])
+        self.device_seconds = counts["device_seconds"]
+        self.client_figures = counts["client_figures"]
+        self.checkpoints_failed = counts["checkpoints_failed"]
+        self.seconds_before = counts["seconds"]
+        last_round = self.saved["server"].facts["round"]
+        for path in (self.folder / name for name in LISTS):
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                whole = [line for line in lines if line.endswith("\n")]
+                kept = [line for line in whole if json.loads(line)["round"] <= last_round]
+                write_atomically(path, "".join(kept))
 
     def examples(
         self,
@@ -171,6 +240,17 @@ class RunRecorder:
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def check_setting(folder: Path, config: RunConfig) -> None:
+    """Raises UserError if the folder's run was begun with another setting."""
+    before = RunConfig.from_toml(folder / "config.toml").flat()
+    for key, value in config.flat().items():
+        if before[key] != value:
+            raise UserError(
+                f"run folder {folder}: expected {key} = {before[key]!r} as the run was begun with, "
+                f"found {value!r}"
+            )
 
 
 def _client_object(line: ClientLine) -> dict[str, Any]:

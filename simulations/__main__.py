@@ -32,7 +32,8 @@ from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
-from server.app import RUNS_DIR, serve
+from server.app import serve
+from server.run_folders import chosen_folder
 from simulations.loopback import LoopbackGrid
 from simulations.ray_grid import RayGrid
 from simulations.ray_session import check_memory, start_ray
@@ -175,6 +176,13 @@ OutOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON value on standard output, and no table.")
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out, or the latest of this name; it ends as if not stopped.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress display.")]
 
 
@@ -192,6 +200,7 @@ def run(
     num_gpus: GpusOption = 0,
     ray_address: AddressOption = None,
     out: OutOption = None,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -201,11 +210,11 @@ def run(
     """
     config = _configured(setting, data, root, clients, rounds, seed, values)
     chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
-    folder = out or _new_folder(setting.stem)
+    folder = chosen_folder(out, setting.stem, resume=resume)
     with ExitStack() as stack, RunDisplay(quiet=quiet) as display:
         chosen.session([config], stack)
         grid = chosen.grid(config, stack)
-        summary = serve(grid, config, out=folder, name=setting.stem, display=display)
+        summary = serve(grid, config, out=folder, name=setting.stem, display=display, resume=resume)
     report = write_run_report(folder)
     _print_results([summary], as_json, [summary["name"], str(folder), str(report)], summary)
 
@@ -224,6 +233,7 @@ def compare(
     num_gpus: GpusOption = 0,
     ray_address: AddressOption = None,
     out: OutOption = None,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -238,9 +248,7 @@ def compare(
     configs = [
         _configured(setting, data, root, clients, rounds, seed, values) for setting in settings
     ]
-    folder = out or _new_folder("compare")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"folder {folder}: expected an empty or new folder, found files")
+    folder = chosen_folder(out, "compare", resume=resume)
     summaries: list[dict[str, Any]] = []
     failures: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
@@ -251,7 +259,14 @@ def compare(
                 with ExitStack() as stack:
                     grid = chosen.grid(config, stack)
                     summaries.append(
-                        serve(grid, config, out=folder / name, name=name, display=display)
+                        serve(
+                            grid,
+                            config,
+                            out=folder / name,
+                            name=name,
+                            display=display,
+                            resume=resume,
+                        )
                     )
             except RunFailure as failure:  # the other settings are still worth running
                 failures.append(f"{name}: {failure}")
@@ -324,15 +339,6 @@ def _engine(
         num_gpus=num_gpus,
         ray_address=ray_address,
     )
-
-
-def _new_folder(name: str) -> Path:
-    """`.fedcunet/runs/NAME`, with a number behind it where that is taken."""
-    folder, number = RUNS_DIR / name, 1
-    while folder.exists():
-        number += 1
-        folder = RUNS_DIR / f"{name}-{number}"
-    return folder
 
 
 def _print_results(

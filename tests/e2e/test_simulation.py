@@ -12,6 +12,7 @@ import pytest
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, load
 from fedcunet.data.partition import hold_back
+from fedcunet.errors import UserError
 from fedcunet.partitioners import deal
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.packed import pack_network
@@ -259,3 +260,74 @@ def test_clients_that_do_not_fit_are_left_out_with_the_reason_in_the_summary(
     assert "node 2: training needs " in summary["left_out"][0]
     assert "this client has 1 MB for it" in summary["left_out"][0]
     assert summary["left_out"][1] == "node 3: this client has data 'mpii', the run asks for '300w'"
+
+
+class Stopped(NoDisplay):
+    """Ends the process's work in the middle of a round, or when one has ended."""
+
+    def __init__(self, after_round: int, after_clients: int) -> None:
+        self._round, self._clients = after_round + 1, after_clients
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        if (round, done) == (self._round, self._clients):
+            raise KeyboardInterrupt
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        # The lines are written, the state to go on from is not.
+        if self._clients == 0 and line["round"] == self._round - 1:
+            raise KeyboardInterrupt
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    timed = ("seconds", "device_seconds", "compute_seconds", "encode_seconds")
+    return [{key: one for key, one in line.items() if key not in timed} for line in _lines(path)]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    setting = setting.replace(
+        federation__rounds=3,
+        federation__fraction=0.7,
+        federation__server_momentum=0.5,
+        update__prediction=True,
+        downlink__codec="sign",
+        downlink__bits=1,
+        model__unets=1,
+        training__local_epochs=0.5,
+    )
+    through = run(setting, tmp_path / "through")
+    out = tmp_path / "stopped"
+
+    def go_on(display: NoDisplay, config: RunConfig = setting) -> dict[str, Any]:
+        grid = Engine(name="loopback", num_workers=1, num_gpus=0, ray_address=None).grid(
+            setting, ExitStack()
+        )
+        return serve(grid, config, out=out, name="run", display=display, resume=True)
+
+    # Before the first round ends, after its lines were written, and in the middle of the others.
+    for after_round, after_clients in ((0, 1), (1, 0), (1, 1), (2, 2), (3, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            go_on(Stopped(after_round, after_clients))
+    with pytest.raises(UserError, match=r"expected seed = 0 as the run was begun with, found 1"):
+        go_on(NoDisplay(), setting.replace(seed=1))
+    summary = go_on(NoDisplay())
+    timed = ("name", "seconds", "device_seconds_per_round")
+    for key in set(through) - set(timed):
+        assert summary[key] == through[key], key
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        assert without_times(out / name) == without_times(tmp_path / "through" / name)
+    assert go_on(Stopped(0, 1)) == summary  # it is complete
+    assert not list((tmp_path / "clients").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_itself_only(
+    setting: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, parts: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("server.recorder.write_saved", full)
+    summary = run(setting.replace(federation__rounds=1), tmp_path / "run")
+    assert summary["checkpoints_failed"] == 2  # at the start and after the round
+    assert summary["rounds_committed"] == 1

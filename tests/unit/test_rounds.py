@@ -24,6 +24,7 @@ from fedcunet.records import (
     update_content,
 )
 from fedcunet.replies import ClientLine, RoundLine
+from fedcunet.saved import Saved
 from simulations.loopback import LoopbackGrid
 
 LAYOUT = Layout.from_tensors({"a.weight": (40,), "b.bias": (3,)}, fine={"b.bias"})
@@ -65,6 +66,9 @@ class Watcher:
         self.lines.append(line)
         self.clients += clients
         self.states.append(state_N.copy())
+
+    def save(self, parts: dict[str, Saved]) -> None:
+        self.saved = parts
 
     def tested(self, evaluation: ClientEvaluation | None) -> None:
         self.tests.append(evaluation)
