@@ -22,6 +22,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from clients.attacks import attack_of, hostile_payload, hostile_update, training_crops
 from clients.devices import device_time, profile_named
 from clients.state import ClientState
 from fedcunet import terms
@@ -103,14 +104,16 @@ def train(message: Message, context: Context) -> Message:
     set_vector(model, received.visible.state_N)
     # What training starts from, where the weights are kept in fewer bits than they came in.
     start_N = get_vector(model)
-    crops = CropSubset(_crops(config.data), _own_parts(config, context)[0].tolist())
+    attack = attack_of(context.node_config)  # none but of a simulation's attackers
+    members = _own_parts(config, context)[0].tolist()
+    crops = training_crops(attack, _crops(config.data), members)
     result = _train_locally(
         model, crops, config, float(values[terms.LEARNING_RATE]), task.client, task.round
     )
 
     begin = time.perf_counter()
     coded = _encode(
-        get_vector(model) - start_N,
+        hostile_update(attack, get_vector(model) - start_N),
         received.change_N if config.update.prediction else None,
         config,
         layout,
@@ -118,6 +121,7 @@ def train(message: Message, context: Context) -> Message:
         task.round,
         acknowledged_round=int(values[terms.ACKNOWLEDGED]),
     )
+    coded = hostile_payload(attack, coded)
     encode_seconds = time.perf_counter() - begin
     metrics = _metrics(result, coded, len(task.blob), layout, config, _device(context))
     metrics |= {NUM_EXAMPLES_KEY: len(crops), "encode-seconds": encode_seconds}

@@ -73,21 +73,27 @@ class MeanAccumulator:
         return mean_N
 
 
+def statistics_places(layout: Layout) -> list[tuple[slice, slice]]:
+    """Where in the vector each BatchNorm's running mean and running variance stand."""
+    place_of: dict[str, slice] = {}
+    position = 0
+    for name, length in zip(layout.names, layout.lengths, strict=True):
+        place_of[name] = slice(position, position + length)
+        position += length
+    return [
+        (place, place_of[name.removesuffix(MEAN_SUFFIX) + VARIANCE_SUFFIX])
+        for name, place in place_of.items()
+        if name.endswith(MEAN_SUFFIX)
+    ]
+
+
 def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the running means, ascending, and of their running variances."""
-    start_of: dict[str, tuple[int, int]] = {}
-    position = 0
-    for name, shape in zip(layout.names, layout.shapes, strict=True):
-        count = int(np.prod(shape, dtype=np.int64))
-        start_of[name] = (position, count)
-        position += count
     means: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     variances: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    for name, (start, count) in start_of.items():
-        if name.endswith(MEAN_SUFFIX):
-            twin, _ = start_of[name.removesuffix(MEAN_SUFFIX) + VARIANCE_SUFFIX]
-            means.append(np.arange(start, start + count))
-            variances.append(np.arange(twin, twin + count))
+    for mean, variance in statistics_places(layout):
+        means.append(np.arange(mean.start, mean.stop))
+        variances.append(np.arange(variance.start, variance.stop))
     return np.concatenate(means), np.concatenate(variances)
 
 

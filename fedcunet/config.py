@@ -248,6 +248,13 @@ class FederationConfig:
     seconds_per_example: float = 0.0  # compute on the reference core; 0: as measured
     timeout_seconds: float = 3600.0  # wall-clock guard of a round against faults
     max_update_norm: float = 1e4  # an update with a larger l2 norm is refused; 0: no limit
+    # What becomes of the updates: their mean, or a rule that withstands a minority (docs/robust.md)
+    aggregation: Literal["mean", "trimmed-mean", "median", "multi-krum", "norm-clipping"] = "mean"
+    assumed_attackers: float = 0.0  # share of a round's clients that the rule must withstand
+    scratch_dir: str = ".fedcunet/scratch"  # the server's: decoded updates of a round, for rules
+    # Of a simulation's clients: share that attacks, and how. No other client obeys it.
+    attackers: float = 0.0
+    attack: Literal["none", "sign-flip", "scaled", "label-shift", "nan"] = "none"
     server_optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0  # of sgd
@@ -277,6 +284,7 @@ class FederationConfig:
         check_range("federation.seconds-per-example", self.seconds_per_example, 0, 1e6)
         check_range("federation.timeout-seconds", self.timeout_seconds, 0.1, 1e9)
         check_range("federation.max-update-norm", self.max_update_norm, 0, 1e30)
+        self._check_attackers()
         check_range("federation.server-learning-rate", self.server_learning_rate, 1e-9, 100)
         check_range("federation.server-momentum", self.server_momentum, 0, 0.9999)
         check_range("federation.evaluate-every", self.evaluate_every, 1, 1_000_000)
@@ -288,6 +296,29 @@ class FederationConfig:
         check_range("federation.validation-fraction", self.validation_fraction, 0, 0.9)
         left = 0.9 - self.validation_fraction
         check_range("federation.test-fraction", self.test_fraction, 0, left)
+
+    def _check_attackers(self) -> None:
+        rule, assumed = self.aggregation, self.assumed_attackers
+        if not 0 <= assumed < 0.5:
+            raise UserError(
+                f"federation.assumed-attackers: expected 0 to less than 0.5, found {assumed!r}"
+            )
+        if assumed and rule == "mean":
+            raise UserError(
+                "federation.assumed-attackers: expected 0 with federation.aggregation mean, which "
+                f"withstands none, found {assumed!r}"
+            )
+        if not assumed and rule in ("trimmed-mean", "multi-krum"):
+            raise UserError(
+                "federation.assumed-attackers: expected more than 0 with federation.aggregation "
+                f"{rule}, found 0"
+            )
+        check_range("federation.attackers", self.attackers, 0, 1)
+        if (self.attackers > 0) != (self.attack != "none"):
+            raise UserError(
+                "federation.attackers and federation.attack: expected both or none, found "
+                f"{self.attackers!r} and {self.attack}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,14 @@ from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
 from fedcunet.records import BadReply, Description, Reply
+from fedcunet.robust import aggregate, breakdown, num_attackers
 from fedcunet.terms import update_payload
+from fedcunet.update_file import UpdateFile
 
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
+# Reasons of refusal that no honest client of this version gives: it was an attacker's, and the
+# updates that are left hold one attacker fewer.
+NEVER_HONEST = ("bad-magic", "bad-checksum", "wrong-length", "undecodable", "not-finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,20 +124,45 @@ class RoundReplies:
         del self.admitted[client]
 
     def mean(self, state_N: np.ndarray, needed: int) -> np.ndarray | str:
-        """The mean of the admitted updates to `state_N`, or why there is none.
+        """The mean of the admitted updates to `state_N`, or what the setting's rule takes for it.
 
-        An update whose values cannot be taken is refused here; `needed` must remain.
+        An update whose values cannot be taken is refused here; `needed` must remain, and as many
+        as the rule needs. Otherwise the text says why there is none.
         """
-        if len(self.admitted) >= needed:
+        rule = self.config.federation.aggregation
+        if len(self.admitted) >= needed and rule == "mean":
             total = MeanAccumulator(self.layout, state_N)
-            masks = self._parameter_masks()
-            for client in list(self.admitted):
-                self._add(client, total, masks)
+            self._add_all(total)
             if len(self.admitted) >= needed:
                 return total.mean()
+        elif len(self.admitted) >= needed:
+            folder = Path(self.config.federation.scratch_dir)
+            with UpdateFile(folder, self.layout.num_parameters) as updates:
+                self._add_all(updates)
+                if len(self.admitted) >= needed:
+                    attackers = self._num_attackers()
+                    too_few = breakdown(rule, attackers, len(updates))
+                    return too_few or aggregate(rule, updates, attackers, self.layout, state_N)
         return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
 
-    def _add(self, client: int, total: MeanAccumulator, masks: Sequence[np.ndarray | None]) -> None:
+    def _num_attackers(self) -> int:
+        """How many of the admitted updates are taken to be attackers'."""
+        asked = num_attackers(self.config.federation.assumed_attackers, len(self.lines))
+        refused = sum(line.outcome in NEVER_HONEST for line in self.lines)
+        return max(0, asked - refused)
+
+    def _add_all(self, total: MeanAccumulator | UpdateFile) -> None:
+        """Adds the admitted updates in the order of the client ids, whoever was admitted first."""
+        masks = self._parameter_masks()
+        for client in sorted(self.admitted):
+            self._add(client, total, masks)
+
+    def _add(
+        self,
+        client: int,
+        total: MeanAccumulator | UpdateFile,
+        masks: Sequence[np.ndarray | None],
+    ) -> None:
         """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
         update, num_examples = self.admitted[client]
         try:

@@ -37,6 +37,7 @@ from fedcunet.records import (
     read_update,
 )
 from fedcunet.replies import ClientLine, RoundLine, RoundReplies
+from fedcunet.robust import check_breakdown
 from fedcunet.saved import Saved
 from fedcunet.terms import (
     ACKNOWLEDGED,
@@ -123,10 +124,16 @@ class Server:
         self.downlink = Downlink(self.config, self.layout, self.state_N)
 
     def run(self) -> None:
-        """The rounds that are left. Raises RunFailure if no client can be reached."""
+        """The rounds that are left.
+
+        Raises:
+            RunFailure: no client can be reached.
+            UserError: they are too few for the setting's aggregation.
+        """
         self.clients, self.left_out = describe_clients(
             self.grid, self.config.federation.timeout_seconds, self.admitted
         )
+        check_breakdown(self.config, len(self.clients))
         num_rounds = self.config.federation.rounds
         self.observer.save(self.saved())  # the clients' state has its name from the start
         for round_number in range(self.round + 1, num_rounds + 1):

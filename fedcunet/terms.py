@@ -32,6 +32,7 @@ LOCAL_KEYS = (
     "data.disk-cache-bytes",
     "federation.state-dir",
     "federation.measured-dir",
+    "federation.scratch-dir",
 )
 
 

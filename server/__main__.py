@@ -226,6 +226,7 @@ def run(
     Example: python -m server run simulations/settings/i8-w2-g8-sign.toml --clients 2 --rounds 5
     """
     # These bring torch, which the other commands do not wait for.
+    from fedcunet.attackers import refuse_attackers
     from fedcunet.config import RunConfig
     from reports.display import RunDisplay, comparison_table
     from reports.report import write_run_report
@@ -244,6 +245,7 @@ def run(
         )
         .with_values(values or [])
     )
+    refuse_attackers(config)
     home = existing(folder)
     request = Request(
         out=chosen_folder(out, setting.stem, resume=resume),

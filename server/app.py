@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedcunet.attackers import attackers_of, refuse_attackers
 from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet, load
@@ -77,6 +79,7 @@ def main(grid: Grid, context: Context) -> None:
     Into the folder that `python -m server run` asked for, or `.fedcunet/runs/flower-<run id>`.
     """
     config = RunConfig.from_flat(dict(context.run_config))
+    refuse_attackers(config)
     folder = folder_of_environment()
     if folder is not None:
         deployment.run(serve, grid, config, folder, context.run_id)
@@ -303,6 +306,7 @@ class _Run:
             "bits_per_parameter_up": 8 * up / layout.num_parameters,
             "bits_per_parameter_down": 8 * down / layout.num_parameters,
             "replies": dict(recorder.replies),
+            "attackers": dict(Counter(attackers_of(self._config).values())),
             "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
             "seconds": self._recorder.seconds_before + seconds,
             "checkpoints_failed": self._recorder.checkpoints_failed,

@@ -15,6 +15,7 @@ import typer
 from flwr.serverapp import Grid
 from rich.console import Console
 
+from clients.attacks import ATTACK_KEY
 from clients.devices import (
     TRAINING_SHARE,
     DeviceProfile,
@@ -23,6 +24,7 @@ from clients.devices import (
     parse_fleet,
     too_small,
 )
+from fedcunet.attackers import attackers_of
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS, load
@@ -30,6 +32,7 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
+from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
 from server.app import serve
@@ -97,6 +100,8 @@ class Engine:
             "federation.state-dir": config.federation.state_dir,
         }
         nodes = [local | {"device": device.name} for device in devices]
+        for client, attack in attackers_of(config).items():
+            nodes[client] |= {ATTACK_KEY: attack}
         flat = config.flat()
         threads = config.training.threads
         if self.name == "loopback":
@@ -316,15 +321,16 @@ def _configured(
         )
         .with_values(values or [])
     )
-    _check_partition(config)
+    _check_clients(config)
     return config
 
 
-def _check_partition(config: RunConfig) -> None:
-    """Divides the images as the clients will. Raises UserError if they do not suffice."""
+def _check_clients(config: RunConfig) -> None:
+    """Divides the images as the clients will. Raises UserError if they or the clients are few."""
     data, federation = config.data, config.federation
     annotations = load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations
     deal(annotations, federation, num_clients=federation.clients, seed=config.seed)
+    check_breakdown(config, federation.clients)
 
 
 def _engine(
