@@ -164,12 +164,10 @@ def _weighted_mean(
 ) -> np.ndarray:
     """The mean of the updates times their factors, summed in the order of the clients."""
     shares_n1 = (weights_n / weights_n.sum() * factors_n)[:, None]
-    return np.concatenate(
-        [
-            (shares_n1 * values_nB).sum(axis=0).astype(np.float32)
-            for _, values_nB in updates.blocks()
-        ]
-    )
+    result_N = np.empty(updates.num_parameters, dtype=np.float32)
+    for place, values_nB in updates.blocks():
+        result_N[place] = (shares_n1 * values_nB).sum(axis=0)
+    return result_N
 
 
 RULES: Mapping[str, Callable[[UpdateFile, int, np.ndarray], np.ndarray]] = {

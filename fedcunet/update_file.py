@@ -32,7 +32,7 @@ class UpdateFile:
     """
 
     def __init__(self, folder: Path, num_parameters: int) -> None:
-        self._folder, self._length = folder, num_parameters
+        self._folder, self.num_parameters = folder, num_parameters
         self.weights: list[float] = []  # of the updates
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ class UpdateFile:
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """All coordinates, ascending, in blocks as `columns` gives them."""
         length = max(1, BLOCK_BYTES // (VALUE_BYTES * max(1, len(self))))
-        for start in range(0, self._length, length):
-            place = slice(start, min(start + length, self._length))
+        for start in range(0, self.num_parameters, length):
+            place = slice(start, min(start + length, self.num_parameters))
             yield place, self.columns(place)
 
     def _offset(self, row: int, position: int) -> int:
-        return VALUE_BYTES * (row * self._length + position)
+        return VALUE_BYTES * (row * self.num_parameters + position)
 
     def _failure(self, error: OSError) -> RunFailure:
-        wanted = f"{VALUE_BYTES * self._length} bytes for each update of a round"
+        wanted = f"{VALUE_BYTES * self.num_parameters} bytes for each update of a round"
         return RunFailure(f"federation.scratch-dir {self._folder}: {error.strerror}; {wanted}")

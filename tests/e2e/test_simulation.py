@@ -116,6 +116,24 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(
     assert other != first
 
 
+def test_attackers_attack_are_refused_or_outvoted_and_are_counted(
+    setting: RunConfig, tmp_path: Path
+) -> None:
+    setting = setting.replace(federation__rounds=1)
+    honest = run(setting, tmp_path / "honest")
+    assert honest["attackers"] == {}
+    hostile = setting.replace(federation__attackers=0.3, federation__attack="nan")
+    refused = run(hostile, tmp_path / "refused")
+    assert refused["attackers"] == {"nan": 1}
+    assert refused["replies"] == {"accepted": 2, "not-finite": 1}
+    digests = {honest["checkpoint_sha256"], refused["checkpoint_sha256"]}
+    for attack in ("sign-flip", "label-shift"):
+        found = run(hostile.replace(federation__attack=attack), tmp_path / attack)
+        assert found["replies"] == {"accepted": 3}
+        digests.add(found["checkpoint_sha256"])
+    assert len(digests) == 4  # each attack makes another model
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 def test_ray_with_one_and_two_workers_gives_the_model_of_the_loopback(
