@@ -6,6 +6,7 @@ configuration holds the same keys, joined by dots (`training.learning-rate`).
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -447,6 +448,8 @@ def _typed(text: str) -> Scalar:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    if isinstance(value, float) and not math.isfinite(value):
+        return text  # no setting is NaN, but an attack is called so
     return value if isinstance(value, bool | int | float | str) else text
 
 

@@ -62,6 +62,8 @@ def test_values_as_typed_on_a_command_line_change_the_setting() -> None:
     assert config.training.batch_size == 4
     assert config.quant == QuantConfig(bits="8,1,8", alpha=True)
     assert config.training.learning_rate == 1e-3
+    hostile = RunConfig().with_values(["federation.attack=nan", "federation.attackers=0.2"])
+    assert hostile.federation.attack == "nan"  # in TOML this is a number
 
 
 @pytest.mark.parametrize(
