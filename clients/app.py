@@ -36,6 +36,7 @@ from fedcunet.layout import Layout
 from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
 from fedcunet.partitioners import deal
 from fedcunet.payload import bits_per_parameter, decode_own, pack
+from fedcunet.privacy import noise_generator, private_update
 from fedcunet.records import (
     NEEDS_SNAPSHOT,
     NUM_EXAMPLES_KEY,
@@ -112,8 +113,15 @@ def train(message: Message, context: Context) -> Message:
     )
 
     begin = time.perf_counter()
+    # Before coding: what follows spends no more privacy, and loses none.
+    update_N = private_update(
+        get_vector(model) - start_N,
+        config.privacy,
+        int(values.get(terms.WANTED, 1)),
+        noise_generator(context.node_config, task.round, task.client),
+    )
     coded = _encode(
-        hostile_update(attack, get_vector(model) - start_N),
+        hostile_update(attack, update_N),
         received.change_N if config.update.prediction else None,
         config,
         layout,

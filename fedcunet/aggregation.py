@@ -34,9 +34,12 @@ class MeanAccumulator:
     Args:
         layout: names and shapes of the vector's tensors.
         state_N: the global state that the updates are differences to.
+        mixture: without it variances are averaged as they are, and the mean follows from the sum
+            of the updates alone, which privacy asks for.
     """
 
-    def __init__(self, layout: Layout, state_N: np.ndarray) -> None:
+    def __init__(self, layout: Layout, state_N: np.ndarray, *, mixture: bool = True) -> None:
+        self._mixture = mixture
         means, variances = _statistics(layout)
         self._means, self._variances = means, variances
         self._old_means = state_N[means].astype(np.float64)
@@ -67,6 +70,8 @@ class MeanAccumulator:
         if self.weight <= 0:
             raise ValueError("the mean of no updates")
         mean_N: np.ndarray = self._sum_N / np.float32(self.weight)
+        if not self._mixture:
+            return mean_N
         new_means = self._old_means + mean_N[self._means]
         spread = self._sum_of_squares / self.weight - new_means**2
         mean_N[self._variances] += np.maximum(spread, 0).astype(np.float32)

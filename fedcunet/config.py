@@ -323,6 +323,27 @@ class FederationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacyConfig:
+    """Differential privacy of clients (docs/privacy.md); off while the clip norm is 0."""
+
+    clip_norm: float = 0.0  # C: l2 norm that each client clips its whole update to
+    noise_multiplier: float = 0.0  # z: the noise in the sum of a round's updates has deviation z·C
+    delta: float = 1e-5  # of (epsilon, delta); well below 1 / number of clients
+
+    @property
+    def enabled(self) -> bool:
+        """Whether updates are clipped."""
+        return self.clip_norm > 0
+
+    def __post_init__(self) -> None:
+        check_range("privacy.clip-norm", self.clip_norm, 0, 1e9)
+        check_range("privacy.noise-multiplier", self.noise_multiplier, 0, 1e6)
+        check_range("privacy.delta", self.delta, 1e-30, 0.1)
+        if self.noise_multiplier and not self.enabled:
+            raise UserError("privacy.noise-multiplier: expected a privacy.clip-norm too, found 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """A whole setting. Two runs with equal settings give equal models."""
 
@@ -334,6 +355,7 @@ class RunConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)

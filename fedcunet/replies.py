@@ -56,6 +56,7 @@ class RoundLine:
     seconds: float  # wall time without evaluation
     learning_rate: float
     reproducible: bool  # False if the wall-clock guard decided who was late
+    privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far, where it is on
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,7 +132,8 @@ class RoundReplies:
         """
         rule = self.config.federation.aggregation
         if len(self.admitted) >= needed and rule == "mean":
-            total = MeanAccumulator(self.layout, state_N)
+            mixture = not self.config.privacy.enabled
+            total = MeanAccumulator(self.layout, state_N, mixture=mixture)
             self._add_all(total)
             if len(self.admitted) >= needed:
                 return total.mean()
@@ -173,7 +175,9 @@ class RoundReplies:
         if refused is not None:
             self._reject(client, refused)
         else:
-            total.add_parts(self.layout.places(*bodies), num_examples)
+            # With privacy every client counts the same: one must not move the mean further.
+            weight = 1 if self.config.privacy.enabled else num_examples
+            total.add_parts(self.layout.places(*bodies), weight)
 
     def _parameter_masks(self) -> list[np.ndarray | None]:
         """For both bodies of an update: where values are no statistics, None if nowhere else."""

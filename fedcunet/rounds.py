@@ -24,6 +24,7 @@ from fedcunet.config import RunConfig
 from fedcunet.downlink import Downlink
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.layout import Layout
+from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
     UNKNOWN_CLIENT,
     BadReply,
@@ -49,7 +50,9 @@ from fedcunet.terms import (
     TEST,
     TOKEN,
     VALIDATION,
+    WANTED,
     evaluation_due,
+    num_wanted,
     select,
 )
 
@@ -106,6 +109,7 @@ class Server:
     observer: RoundObserver
     optimizer: ServerOptimizer = field(init=False)
     downlink: Downlink = field(init=False)
+    accountant: PrivacyAccountant | None = field(init=False)
     clients: dict[int, Description] = field(default_factory=dict)  # by client id
     acknowledged: dict[int, int] = field(default_factory=dict)  # client -> last accepted round
     admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
@@ -114,6 +118,7 @@ class Server:
 
     def __post_init__(self) -> None:
         federation = self.config.federation
+        self.accountant = PrivacyAccountant(self.config) if self.config.privacy.enabled else None
         self.optimizer = ServerOptimizer(
             self.layout,
             federation.server_optimizer,
@@ -146,11 +151,12 @@ class Server:
         """What `restore` needs, after a round."""
         acknowledged = sorted(self.acknowledged.items())
         facts = {"round": self.round, "token": self.token, "acknowledged": acknowledged}
-        return {
+        parts = {
             "server": Saved({"state": self.state_N}, facts),
             "optimizer": self.optimizer.saved(),
             "downlink": self.downlink.saved(),
         }
+        return parts if self.accountant is None else parts | {"privacy": self.accountant.saved()}
 
     def restore(self, parts: Mapping[str, Saved]) -> None:
         """Goes on after the round that was saved, with the clients' state under its token."""
@@ -160,6 +166,8 @@ class Server:
         self.acknowledged = dict(server.facts["acknowledged"])
         self.optimizer.restore(parts["optimizer"])
         self.downlink.restore(parts["downlink"])
+        if self.accountant is not None:
+            self.accountant.restore(parts["privacy"])
 
     def run_round(self, round_number: int) -> None:
         """One round; the observer gets its outcome."""
@@ -185,6 +193,9 @@ class Server:
         needed = max(1, math.ceil(config.federation.quorum * wanted))
         reason = self._commit(round_number, judged, needed)
         line = judged.line(reason, rate, time.perf_counter() - begin, not exchange.guard_fired)
+        if self.accountant is not None:
+            self.accountant.count(selected, [] if reason else list(judged.admitted), wanted)
+            line = dataclasses.replace(line, privacy=self.accountant.figures())
         due = evaluation_due(config, round_number)
         evaluation = self._evaluate(round_number, VALIDATION) if due else None
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
@@ -288,7 +299,8 @@ class Server:
     def _messages(
         self, parcels: Mapping[int, bytes], round_number: int, rate: float
     ) -> list[Message]:
-        shared = self._shared(round_number) | {LEARNING_RATE: rate}
+        wanted = num_wanted(self.config, len(self.clients))
+        shared = self._shared(round_number) | {LEARNING_RATE: rate, WANTED: wanted}
         messages = []
         # The largest first: with few workers nobody waits long for the last one.
         for client in sorted(parcels, key=lambda one: -self.clients[one].num_examples):

@@ -14,13 +14,14 @@ from fedcunet.layout import Layout
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 
 # Config keys of train and evaluate messages beside those of the setting.
-ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN, PART = (
+ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN, PART, WANTED = (
     "round",
     "learning-rate",
     "client",
     "acknowledged-round",
     "run-token",
     "part",
+    "wanted-updates",
 )
 # Of a client's images: what the model is evaluated on while it is trained, and when it is done.
 VALIDATION, TEST = "validation", "test"
@@ -82,12 +83,17 @@ def update_payload(layout: Layout, config: RunConfig, round_number: int, client:
     )
 
 
+def num_wanted(config: RunConfig, num_clients: int) -> int:
+    """How many updates a round wants."""
+    return max(1, round(config.federation.fraction * num_clients))
+
+
 def select(clients: list[int], config: RunConfig, round_number: int) -> tuple[list[int], int]:
     """The clients of a round in the order of their ids, and how many updates are wanted.
 
     Which ones follows from the seed, the round and the ids alone.
     """
-    wanted = max(1, round(config.federation.fraction * len(clients)))
+    wanted = num_wanted(config, len(clients))
     count = min(len(clients), math.ceil(wanted * config.federation.over_selection))
     generator = np.random.default_rng([config.seed, round_number, 0])
     return sorted(generator.permutation(clients)[:count].tolist()), wanted

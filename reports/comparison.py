@@ -126,6 +126,8 @@ def columns(summaries: Sequence[Mapping[str, Any]]) -> list[Column]:
             [units.seconds(s.get("device_seconds_per_round")) for s in summaries],
         ),
         column("Rejected", "replies", [str(sum(rejected(s).values())) for s in summaries]),
+        column("Attackers", "clients", [units.attackers(s) or units.MISSING for s in summaries]),
+        column("Privacy", "spent", [units.privacy_figures(s) or units.MISSING for s in summaries]),
     ]
     # A column in which no run has a value says nothing.
     return [c for c in table if any(cell != units.MISSING for cell in c.cells)]

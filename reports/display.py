@@ -42,6 +42,7 @@ class _Run:
     replies: Counter[str] = field(default_factory=Counter)
     scores: list[tuple[int, float]] = field(default_factory=list)
     client_figures: str = ""  # of the clients' own last evaluation
+    privacy: str = ""  # spent so far
     bytes_up: float | None = None
     bytes_down: float | None = None
     round_started: float = 0.0
@@ -156,6 +157,7 @@ class RunDisplay:
         if score is not None:
             run.scores.append((run.round, score))
         run.client_figures = units.client_figures(line) or run.client_figures
+        run.privacy = units.privacy_figures(line)
         replies = line.get("replies")
         counts = dict(replies) if isinstance(replies, Mapping) else {}
         counts.setdefault("accepted", units.whole(line.get("accepted")))
@@ -190,6 +192,10 @@ class RunDisplay:
         ]
         if tested := units.client_figures(summary, "client_test"):
             parts.insert(2, f"clients' own test {tested}")
+        if spent := units.privacy_figures(summary):
+            parts.insert(-1, spent)
+        if attackers := units.attackers(summary):
+            parts.insert(-1, f"attackers: {attackers}")
         self._print(" | ".join(parts))
 
     def _stop_live(self) -> None:
@@ -219,6 +225,8 @@ def _round_text(run: _Run, line: Mapping[str, Any], counts: Mapping[str, int], n
         parts.append(f"{label} {units.percent(score)} (best {units.percent(best[1])})")
     if own := units.client_figures(line):
         parts.append(f"clients' own {own}")
+    if run.privacy:
+        parts.append(run.privacy)
     parts.append(f"{units.size(run.bytes_up)} up {units.size(run.bytes_down)} down a client")
     parts.append(f"{units.clock(now - run.started)} elapsed, {_left(run, now)} left")
     return " | ".join(parts)
@@ -245,6 +253,8 @@ def _panel(run: _Run, now: float, console: Console) -> Panel:
     grid.add_row(units.metric_label(run.metric_name), _score(run, console))
     if run.client_figures:
         grid.add_row("clients' own", Text(run.client_figures))
+    if run.privacy:
+        grid.add_row("privacy", Text(run.privacy))
     replies = Text.assemble((f"{run.replies['accepted']} accepted", "green"))
     num_rejected = _num_rejected(run.replies)
     replies.append(f"  {num_rejected} rejected", "red" if num_rejected else "dim")

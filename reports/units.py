@@ -155,3 +155,22 @@ def client_figures(values: Mapping[str, Any], prefix: str = "client") -> str:
         for name in ("worst", "tenth", "spread")
     )
     return f"{percent(mean)} (worst {worst}, worst tenth {tenth}, spread {spread})"
+
+
+def privacy_figures(values: Mapping[str, Any]) -> str:
+    """What a run with privacy has spent so far, in words; nothing where it has none."""
+    if values.get("delta") is None or "epsilon" not in values:
+        return ""
+    models, server = (
+        "∞" if (value := number(values.get(key))) is None else _three_digits(value)
+        for key in ("epsilon", "epsilon_server")
+    )
+    return f"ε {models} (to the server {server}) at δ {values['delta']:g}"
+
+
+def attackers(summary: Mapping[str, Any]) -> str:
+    """How many clients of a simulation attacked, by kind; nothing where none did."""
+    kinds = summary.get("attackers")
+    if not isinstance(kinds, Mapping) or not kinds:
+        return ""
+    return ", ".join(f"{whole(n)} {printable(kind, 20)}" for kind, n in kinds.items())

@@ -25,6 +25,7 @@ from fedcunet.data.crops import Crops
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.measured import summary_figures
 from fedcunet.metrics import balance_index
+from fedcunet.privacy import check_accountant
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.rounds import Server
 from fedcunet.saved import Saved
@@ -119,6 +120,7 @@ def serve(
     begin = time.perf_counter()
     if resume and (done := finished(out, config)) is not None:
         return done
+    check_accountant(config.privacy)
     test_data = TestData.load(config)
     recorder = RunRecorder(out, config, resume=resume)
     token = f"{name}-{secrets.token_hex(4)}"
@@ -311,6 +313,7 @@ class _Run:
             "seconds": self._recorder.seconds_before + seconds,
             "checkpoints_failed": self._recorder.checkpoints_failed,
             **recorder.client_figures,
+            **recorder.privacy,
             "checkpoint_sha256": tensors_sha256(self.model),
             "setting": self._config.flat(),
         }

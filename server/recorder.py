@@ -63,6 +63,7 @@ class RunRecorder:
         self.device_seconds = 0.0
         # Of the clients' own evaluations: the last one's figures, the bytes of all.
         self.client_figures: dict[str, Any] = {}
+        self.privacy: dict[str, float | None] = {}  # spent so far, where it is on
         self.checkpoints_failed = 0
         self.seconds_before = 0.0  # of a run that goes on, up to its last save
         self._begin = time.perf_counter()
@@ -98,6 +99,7 @@ class RunRecorder:
             "seconds": line.seconds,
             "learning_rate": line.learning_rate,
             "reproducible": line.reproducible,
+            **line.privacy,
         }
         if client_evaluation is not None and evaluation is not None:
             metrics |= self.client_evaluation(client_evaluation, evaluation.metric_name)
@@ -108,6 +110,7 @@ class RunRecorder:
         self.totals["bytes_down"] += line.bytes_down
         self.replies.update(line.replies)
         self.device_seconds += line.device_seconds
+        self.privacy = line.privacy
         scalars = {
             "train/loss": line.train_loss,
             "train/learning_rate": line.learning_rate,
@@ -155,6 +158,7 @@ class RunRecorder:
             "replies": dict(self.replies),
             "device_seconds": self.device_seconds,
             "client_figures": self.client_figures,
+            "privacy": self.privacy,
             "checkpoints_failed": self.checkpoints_failed,
             "seconds": self.seconds_before + time.perf_counter() - self._begin,
         }
@@ -191,6 +195,7 @@ class RunRecorder:
         self.totals, self.replies = Counter(counts["totals"]), Counter(counts["replies"])
         self.device_seconds = counts["device_seconds"]
         self.client_figures = counts["client_figures"]
+        self.privacy = counts["privacy"]
         self.checkpoints_failed = counts["checkpoints_failed"]
         self.seconds_before = counts["seconds"]
         last_round = self.saved["server"].facts["round"]

@@ -32,6 +32,7 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
+from fedcunet.privacy import NOISE_SEED_KEY, check_accountant
 from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
@@ -99,6 +100,7 @@ class Engine:
             "data.disk-cache-bytes": config.data.disk_cache_bytes,
             "federation.state-dir": config.federation.state_dir,
         }
+        local[NOISE_SEED_KEY] = config.seed
         nodes = [local | {"device": device.name} for device in devices]
         for client, attack in attackers_of(config).items():
             nodes[client] |= {ATTACK_KEY: attack}
@@ -331,6 +333,7 @@ def _check_clients(config: RunConfig) -> None:
     annotations = load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations
     deal(annotations, federation, num_clients=federation.clients, seed=config.seed)
     check_breakdown(config, federation.clients)
+    check_accountant(config.privacy)
 
 
 def _engine(

@@ -333,3 +333,22 @@ def test_improvement_is_a_share_of_an_error_and_points_of_a_share() -> None:
     assert units.improvement("pck_percent", 61.0, 20.0) == pytest.approx(41)
     assert units.improvement("nme_percent", 8.0, 0.0) is None
     assert units.improvement("nme_percent", None, 17.9) is None
+
+
+def test_privacy_and_attackers_are_shown_where_there_are_any() -> None:
+    spent = {"epsilon": 3.214, "epsilon_server": None, "delta": 1e-5}
+    words = "ε 3.21 (to the server ∞) at δ 1e-05"
+    made, out = console(terminal=False)
+    display = RunDisplay(console=made)
+    display.begin("private", 2, "nme_percent", 17.9)
+    display.round_done(line(1, **spent))
+    display.round_done(line(2))
+    display.end(summary("private", 2, attackers={"nan": 2}, **spent))
+    first, second, last = out.getvalue().splitlines()[1:]
+    assert words in first
+    assert "ε" not in second
+    assert f"{words} | attackers: 2 nan" in last
+    table = printed(comparison_table([summary("a", 2), summary("b", 2, attackers={"nan": 2})]))
+    assert "2 nan" in table
+    assert "Privacy" not in table
+    assert "to the server" in printed(comparison_table([summary("a", 2, **spent)]))

@@ -235,3 +235,11 @@ def test_decoded_updates_are_what_the_rules_see(generator: np.random.Generator) 
     found = judged(payloads, config).mean(np.zeros(303, np.float32), 3)
     assert isinstance(found, np.ndarray)
     assert found.tolist() == np.median(decoded, axis=0).tolist()
+
+
+def test_with_privacy_every_client_counts_the_same() -> None:
+    payloads = [payload(client, np.full(303, value)) for client, value in enumerate((1.0, 4.0))]
+    state = np.zeros(303, dtype=np.float32)
+    for clip_norm, expected in ((0.0, (1 * 1 + 2 * 4) / 3), (1.0, 2.5)):
+        replies = judged(payloads, FLOAT32.replace(privacy__clip_norm=clip_norm))
+        assert replies.mean(state, 2) == pytest.approx(np.full(303, expected))
