@@ -16,7 +16,7 @@ import numpy as np
 
 from fedcunet.errors import RunFailure
 
-BLOCK_BYTES = 8 * 2**20  # of float32 values that are looked at together
+BLOCK_BYTES = 4 * 2**20  # of float32 values that are looked at together
 VALUE_BYTES = 4
 
 
