@@ -85,7 +85,7 @@ def main() -> None:
     first.decode()
     with PeakMemory() as memory:
         begin = time.thread_time()
-        replies = RoundReplies(config=config, layout=layout, clients={}, number=1, bytes_down=0)
+        replies = RoundReplies(config=config, layout=layout, clients={}, number=1, bytes_down={})
         for client, one in enumerate(packed[: arguments.decoded]):
             admitted = admit(one, expected)
             assert isinstance(admitted, Admitted)

@@ -140,7 +140,13 @@ def judged(payloads: list[bytes], config: RunConfig) -> RoundReplies:
         )
         for client in range(len(payloads))
     }
-    replies = RoundReplies(config=config, layout=LAYOUT, clients=clients, number=1, bytes_down=0)
+    replies = RoundReplies(
+        config=config,
+        layout=LAYOUT,
+        clients=clients,
+        number=1,
+        bytes_down=dict.fromkeys(clients, 0),
+    )
     for client, blob in enumerate(payloads):
         reply = Reply(node_id=client + 1, blob=blob, num_examples=client + 1, metrics={"loss": 1.0})
         replies.judge(client, reply)
