@@ -241,6 +241,10 @@ class FederationConfig:
     """Clients, rounds, and what the server does with the updates."""
 
     clients: int = 8  # virtual clients of a simulation
+    # synchronous: a round waits for its clients. buffered: `fraction` of the clients are always at
+    # work, and the server steps at every `buffer-size` answers (fedcunet/buffered.py).
+    mode: Literal["synchronous", "buffered"] = "synchronous"
+    buffer_size: int = 2
     rounds: int = 10
     fraction: float = 1.0  # share of the clients asked in a round
     over_selection: float = 1.0  # this many times as many are asked
@@ -278,6 +282,7 @@ class FederationConfig:
     def __post_init__(self) -> None:
         check_range("federation.clients", self.clients, 1, 1_000_000)
         check_range("federation.rounds", self.rounds, 1, 1_000_000)
+        check_range("federation.buffer-size", self.buffer_size, 1, 1_000_000)
         check_range("federation.fraction", self.fraction, 1e-6, 1)
         check_range("federation.over-selection", self.over_selection, 1, 10)
         check_range("federation.quorum", self.quorum, 0, 1)
@@ -359,10 +364,26 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.federation.mode == "buffered":
+            self._check_buffered()
         if self.update.prediction and not self.downlink.coded:
             raise UserError(
                 "update.prediction: expected a downlink.codec that sends differences, found float32"
             )
+
+    def _check_buffered(self) -> None:
+        federation = self.federation
+        for key, value, wanted in (
+            ("federation.aggregation", federation.aggregation, "mean"),
+            ("federation.deadline-seconds", federation.deadline_seconds, 0),
+            ("federation.over-selection", federation.over_selection, 1),
+            ("update.prediction", self.update.prediction, False),
+            ("privacy.clip-norm", self.privacy.clip_norm, 0),
+        ):
+            if value != wanted:
+                raise UserError(
+                    f"{key}: expected {wanted} with federation.mode 'buffered', found {value}"
+                )
 
     @property
     def error_feedback(self) -> bool:

@@ -16,7 +16,7 @@ from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
 from fedcunet.records import BadReply, Description, Reply
 from fedcunet.robust import aggregate, breakdown, num_attackers
-from fedcunet.terms import update_payload
+from fedcunet.terms import staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
@@ -70,6 +70,8 @@ class RoundReplies:
     bytes_down: Mapping[int, int]  # by client id
     # The prediction of a client's update that both sides know, (N,), or None.
     reference: Callable[[int], np.ndarray | None] = lambda client: None
+    # In which round a client began, where that was not this one (buffered.py).
+    started: Mapping[int, int] = field(default_factory=dict)
     lines: list[ClientLine] = field(default_factory=list)
     admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
 
@@ -81,7 +83,8 @@ class RoundReplies:
         if isinstance(reply, BadReply):
             self._note(client, reply.reason, reply.detail)
             return
-        expected = update_payload(self.layout, self.config, self.number, client)
+        number = self.started.get(client, self.number)
+        expected = update_payload(self.layout, self.config, number, client)
         result = admit(reply.blob, expected)
         known = self.clients[client].num_examples
         deadline = self.config.federation.deadline_seconds
@@ -136,7 +139,7 @@ class RoundReplies:
             total = MeanAccumulator(self.layout, state_N, mixture=mixture)
             self._add_all(total)
             if len(self.admitted) >= needed:
-                return total.mean()
+                return self._shrunk(total.mean(), total.weight)
         elif len(self.admitted) >= needed:
             folder = Path(self.config.federation.scratch_dir)
             with UpdateFile(folder, self.layout.num_parameters) as updates:
@@ -146,6 +149,13 @@ class RoundReplies:
                     too_few = breakdown(rule, attackers, len(updates))
                     return too_few or aggregate(rule, updates, attackers, self.layout, state_N)
         return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
+
+    def _shrunk(self, mean_N: np.ndarray, weight: float) -> np.ndarray:
+        """The mean with a step as short as stale updates make it; statistics are no steps."""
+        fresh = sum(num_examples for _, num_examples in self.admitted.values())
+        if self.started and weight < fresh:
+            mean_N[~statistics_mask(self.layout)] *= np.float32(weight / fresh)
+        return mean_N
 
     def _num_attackers(self) -> int:
         """How many of the admitted updates are taken to be attackers'."""
@@ -176,7 +186,8 @@ class RoundReplies:
             self._reject(client, refused)
         else:
             # With privacy every client counts the same: one must not move the mean further.
-            weight = 1 if self.config.privacy.enabled else num_examples
+            weight = 1.0 if self.config.privacy.enabled else float(num_examples)
+            weight *= staleness_factor(self.number - self.started.get(client, self.number))
             total.add_parts(self.layout.places(*bodies), weight)
 
     def _parameter_masks(self) -> list[np.ndarray | None]:

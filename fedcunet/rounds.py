@@ -190,13 +190,41 @@ class Server:
             if isinstance(reply, Reply):
                 self.downlink.delivered(client)
             judged.judge(client, reply)
-        needed = max(1, math.ceil(config.federation.quorum * wanted))
+        self._end_round(
+            judged, rate, wanted=wanted, begin=begin, reproducible=not exchange.guard_fired
+        )
+
+    def _end_round(
+        self,
+        judged: RoundReplies,
+        rate: float,
+        *,
+        wanted: int,
+        begin: float,
+        reproducible: bool,
+        device_seconds: float | None = None,
+    ) -> None:
+        """Commits what was judged, evaluates, and tells the observer.
+
+        Args:
+            judged: the replies of the round.
+            rate: the clients' learning rate.
+            wanted: number of updates, of which the quorum is a share.
+            begin: when the round began, by `time.perf_counter`.
+            reproducible: whether only the setting decided what was judged.
+            device_seconds: on the virtual clock; None: until the slowest of the clients was there.
+        """
+        round_number = judged.number
+        needed = max(1, math.ceil(self.config.federation.quorum * wanted))
         reason = self._commit(round_number, judged, needed)
-        line = judged.line(reason, rate, time.perf_counter() - begin, not exchange.guard_fired)
+        line = judged.line(reason, rate, time.perf_counter() - begin, reproducible)
+        if device_seconds is not None:
+            line = dataclasses.replace(line, device_seconds=device_seconds)
         if self.accountant is not None:
-            self.accountant.count(selected, [] if reason else list(judged.admitted), wanted)
+            asked = [one.client for one in judged.lines]
+            self.accountant.count(asked, [] if reason else list(judged.admitted), wanted)
             line = dataclasses.replace(line, privacy=self.accountant.figures())
-        due = evaluation_due(config, round_number)
+        due = evaluation_due(self.config, round_number)
         evaluation = self._evaluate(round_number, VALIDATION) if due else None
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
 
@@ -245,7 +273,7 @@ class Server:
             return "the next model would not be finite"
         self.state_N = new_N
         for client in judged.admitted:
-            self.acknowledged[client] = round_number
+            self.acknowledged[client] = judged.started.get(client, round_number)
         return ""
 
     def _evaluate(self, round_number: int, part: str) -> ClientEvaluation | None:

@@ -88,6 +88,11 @@ def num_wanted(config: RunConfig, num_clients: int) -> int:
     return max(1, round(config.federation.fraction * num_clients))
 
 
+def staleness_factor(steps: int) -> float:
+    """Weight of an update that began `steps` steps of the server ago (FedBuff, section 3.2)."""
+    return 1 / math.sqrt(1 + steps)
+
+
 def select(clients: list[int], config: RunConfig, round_number: int) -> tuple[list[int], int]:
     """The clients of a round in the order of their ids, and how many updates are wanted.
 

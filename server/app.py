@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedcunet.attackers import attackers_of, refuse_attackers
+from fedcunet.buffered import BufferedServer
 from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet, load
@@ -43,7 +44,7 @@ from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from server import deployment
 from server.folder import folder_of_environment
-from server.recorder import RunRecorder, check_setting
+from server.recorder import RunRecorder, check_setting, known_state
 from server.run_folders import RUNS_DIR
 
 app = ServerApp()
@@ -133,7 +134,8 @@ def serve(
             test_data.baseline.percent,
         )
         run = _Run(config=config, test_data=test_data, recorder=recorder, display=display)
-        server = Server(
+        kind = BufferedServer if config.federation.mode == "buffered" else Server
+        server = kind(
             grid=grid,
             config=config,
             layout=network_layout(run.model),
@@ -145,7 +147,8 @@ def serve(
             admitted=admitted,
         )
         if recorder.saved:
-            server.restore(recorder.saved)
+            with known_state(out):
+                server.restore(recorder.saved)
             run.restore(server.state_N)
         server.run()
         summary = run.summary(name, time.perf_counter() - begin)

@@ -10,7 +10,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class RunRecorder:
         self.seconds_before = 0.0  # of a run that goes on, up to its last save
         self._begin = time.perf_counter()
         self._config = config
-        self._restore()
+        with known_state(folder):
+            self._restore()
         last_round = self.saved["server"].facts["round"] if self.saved else 0
         self._tensorboard = SummaryWriter(
             str(folder / "tensorboard"), purge_step=last_round + 1 if resume else None
@@ -245,6 +247,17 @@ class RunRecorder:
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+@contextmanager
+def known_state(folder: Path) -> Iterator[None]:
+    """Says so in one line if what a run left to go on from lacks something."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(
+            f"{folder / STATE}: expected the state of a run of this version, found no {error}"
+        ) from None
 
 
 def check_setting(folder: Path, config: RunConfig) -> None:

@@ -57,6 +57,7 @@ ALLOWED = {
         "update_file",
         "config",
     },
+    "buffered": {"rounds", "replies", "records", "terms", "saved"},
     "rounds": {
         "downlink",
         "saved",

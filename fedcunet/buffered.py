@@ -1,0 +1,129 @@
+"""Buffered asynchronous aggregation on the devices' virtual clock: nobody waits for stragglers.
+
+After Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedBuff), AISTATS
+2022: a fixed number of clients is at work all the time; the server takes a step as soon as
+`buffer-size` of them have answered, and weights each answer by how many steps it is old. What
+differs: free places are filled when the server steps, not at each answer, so that who is at work
+follows from the setting's seed and the virtual clock alone.
+
+A round here is a step of the server. A client starts from the model of one round and its answer
+may count in a later one; its payload says the round in which it started.
+"""
+
+import heapq
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedcunet.records import BadReply, Reply
+from fedcunet.replies import RoundReplies
+from fedcunet.rounds import Server
+from fedcunet.saved import Saved
+from fedcunet.terms import num_wanted
+
+
+@dataclass(order=True, frozen=True, slots=True)
+class _Answer:
+    """A client's answer on its way: when it arrives on the virtual clock, and what it is."""
+
+    seconds: float
+    client: int
+    started: int = field(compare=False)  # the round
+    reply: Reply | BadReply | None = field(compare=False)
+    bytes_down: int = field(compare=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class BufferedServer(Server):
+    """A server that steps when its buffer is full."""
+
+    clock: float = 0.0  # seconds
+    at_work: list[_Answer] = field(default_factory=list)  # a heap by arrival
+
+    def run_round(self, round_number: int) -> None:
+        """Fills the free places, waits for the next `buffer-size` answers, steps."""
+        begin, began = time.perf_counter(), self.clock
+        rate = self.learning_rate(round_number)
+        self.downlink.begin_round(round_number, self.state_N)
+        guard_fired = self._fill(round_number, rate)
+        wanted = self.config.federation.buffer_size
+        arrived = [heapq.heappop(self.at_work) for _ in range(min(wanted, len(self.at_work)))]
+        self.clock = max([self.clock, *(answer.seconds for answer in arrived)])
+        judged = RoundReplies(
+            config=self.config,
+            layout=self.layout,
+            clients=self.clients,
+            number=round_number,
+            bytes_down={answer.client: answer.bytes_down for answer in arrived},
+            started={answer.client: answer.started for answer in arrived},
+        )
+        for answer in sorted(arrived, key=lambda one: one.client):
+            judged.judge(answer.client, answer.reply)
+        # Who answers when is computed from what clients report; measured compute varies.
+        known = self.config.federation.seconds_per_example > 0
+        self._end_round(
+            judged,
+            rate,
+            wanted=wanted,
+            begin=begin,
+            reproducible=known and not guard_fired,
+            device_seconds=self.clock - began,
+        )
+
+    def _fill(self, round_number: int, rate: float) -> bool:
+        """Sets clients to work until as many are as the setting's fraction says."""
+        busy = {answer.client for answer in self.at_work}
+        free = [client for client in sorted(self.clients) if client not in busy]
+        count = num_wanted(self.config, len(self.clients)) - len(busy)
+        generator = np.random.default_rng([self.config.seed, round_number, 0])
+        chosen = sorted(generator.permutation(free)[: max(count, 0)].tolist())
+        exchange = self._train(round_number, chosen, rate)
+        for client in chosen:
+            reply = exchange.replies.get(client)
+            seconds = 0.0
+            if isinstance(reply, Reply):
+                self.downlink.delivered(client)
+                seconds = max(0.0, float(reply.metrics.get("device-seconds", 0.0)))
+            arrival, down = self.clock + seconds, exchange.bytes_down[client]
+            heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
+        return exchange.guard_fired
+
+    def saved(self) -> dict[str, Saved]:
+        """As of `Server`, with the answers that are on their way."""
+        tensors: dict[str, np.ndarray] = {}
+        answers: list[dict[str, Any]] = []
+        for answer in sorted(self.at_work):
+            values = {name: getattr(answer, name) for name in ("seconds", "client", "started")}
+            values["bytes_down"] = answer.bytes_down
+            if isinstance(answer.reply, Reply):
+                tensors[f"blob-{answer.client}"] = np.frombuffer(answer.reply.blob, dtype=np.uint8)
+                reply = answer.reply
+                values["reply"] = [reply.node_id, reply.num_examples, reply.metrics]
+            elif answer.reply is not None:
+                values["bad"] = [answer.reply.reason, answer.reply.detail]
+            answers.append(values)
+        facts = {"clock": self.clock, "answers": answers}
+        # The zero-argument form does not work in a class with slots that dataclass makes anew.
+        return Server.saved(self) | {"at-work": Saved(tensors, facts)}
+
+    def restore(self, parts: Mapping[str, Saved]) -> None:
+        """As of `Server`."""
+        Server.restore(self, parts)
+        saved = parts["at-work"]
+        self.clock = saved.facts["clock"]
+        self.at_work = []
+        for values in saved.facts["answers"]:
+            reply: Reply | BadReply | None = None
+            if "reply" in values:
+                node_id, num_examples, metrics = values["reply"]
+                blob = saved.tensors[f"blob-{values['client']}"].tobytes()
+                reply = Reply(
+                    node_id=node_id, blob=blob, num_examples=num_examples, metrics=metrics
+                )
+            elif "bad" in values:
+                reply = BadReply(reason=values["bad"][0], detail=values["bad"][1])
+            place = (values["seconds"], values["client"], values["started"])
+            heapq.heappush(self.at_work, _Answer(*place, reply, values["bytes_down"]))

@@ -1,0 +1,119 @@
+"""Buffered asynchronous aggregation: who is at work, whose answer counts when, and how much."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+
+from fedcunet import terms
+from fedcunet.buffered import BufferedServer
+from fedcunet.downlink import receive
+from fedcunet.errors import UserError
+from fedcunet.payload import pack
+from fedcunet.records import description_content, read_model, update_content
+from fedcunet.saved import read_saved, write_saved
+from simulations.loopback import LoopbackGrid
+from tests.unit.test_rounds import CONFIG, EXAMPLES, LAYOUT, Watcher, error, no_model
+
+BUFFERED = CONFIG.replace(
+    federation__mode="buffered",
+    federation__buffer_size=2,
+    federation__rounds=6,
+    federation__seconds_per_example=1.0,
+)
+SECONDS = (1.0, 2.0, 2.5, 100.0)  # of the clients on their devices
+
+
+def server(seen: list[tuple[int, int]], watcher: Watcher, **changes: Any) -> BufferedServer:
+    """Four clients, three of them fast; each sends `client + 1` everywhere."""
+    config = BUFFERED.replace(**changes)
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(
+                description_content(client, EXAMPLES[client], "laptop"), reply_to=message
+            )
+        blob, values = read_model(message)
+        number = int(values["round"])
+        receive(blob, config, LAYOUT, number, held=None, first=no_model)
+        seen.append((number, client))
+        if (number, client) == (2, 1):
+            error()
+        update_N = np.full(43, client + 1.0, dtype=np.float32)
+        coded = pack(update_N, terms.update_payload(LAYOUT, config, number, client))
+        metrics = {"num-examples": EXAMPLES[client], "loss": 1.0}
+        content = update_content(coded, metrics | {"device-seconds": SECONDS[client]})
+        return Message(content, reply_to=message)
+
+    return BufferedServer(
+        grid=LoopbackGrid(client_app, [{}] * 4, {}),
+        config=config,
+        layout=LAYOUT,
+        state_N=np.zeros(43, dtype=np.float32),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        inference_model=np.ndarray.tobytes,
+        observer=watcher,
+    )
+
+
+def test_the_server_steps_without_waiting_for_the_slowest() -> None:
+    seen: list[tuple[int, int]] = []
+    watcher = Watcher()
+    server(seen, watcher).run()
+    # All four begin; the fast ones answer and begin again; the slow one is at work all the time.
+    assert seen[:4] == [(1, 3), (1, 2), (1, 1), (1, 0)]
+    assert [client for _, client in seen].count(3) == 1
+    lines = [(line.round, line.client, line.outcome) for line in watcher.clients]
+    assert lines[:2] == [(1, 0, "accepted"), (1, 1, "accepted")]
+    # At second 2 both begin again; client 2 answers at 2.5, client 1 fails at once.
+    assert lines[2:4] == [(2, 1, "error-reply"), (2, 2, "accepted")]
+    clocks = np.cumsum([line.device_seconds for line in watcher.lines])
+    assert clocks[:2].tolist() == [2.0, 2.5]
+    assert clocks[-1] < 100
+    assert all(line.reproducible for line in watcher.lines)
+
+
+def test_a_stale_update_counts_less_and_makes_the_step_shorter() -> None:
+    watcher = Watcher()
+    server([], watcher).run()
+    first = (1 * 10 + 2 * 20) / 30
+    assert watcher.states[0] == pytest.approx(np.full(43, first))
+    # In round 2 client 2 alone is accepted, a step after it began: 3 · 1/√2.
+    assert watcher.states[1] == pytest.approx(np.full(43, first + 3 / 2**0.5))
+
+
+def test_measured_seconds_make_a_run_that_cannot_be_repeated() -> None:
+    watcher = Watcher()
+    server([], watcher, federation__seconds_per_example=0.0).run()
+    assert not any(line.reproducible for line in watcher.lines)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_answers_on_their_way_survive_a_stop(stop: int, tmp_path: Path) -> None:
+    through = Watcher()
+    server([], through).run()
+    stopped = server([], Watcher(), federation__rounds=stop)
+    stopped.run()
+    write_saved(tmp_path / "state", stopped.saved())
+    watcher = Watcher()
+    resumed = server([], watcher)
+    resumed.restore(read_saved(tmp_path / "state"))
+    resumed.run()
+    assert [s.tolist() for s in watcher.states] == [s.tolist() for s in through.states[stop:]]
+    assert [(c.round, c.client, c.outcome) for c in watcher.clients] == [
+        (c.round, c.client, c.outcome) for c in through.clients if c.round > stop
+    ]
+
+
+def test_what_does_not_go_with_a_buffer_is_refused() -> None:
+    for change, said in (
+        ({"federation__deadline_seconds": 5.0}, "deadline-seconds: expected 0 with"),
+        ({"federation__aggregation": "median"}, "aggregation: expected mean with"),
+        ({"federation__over_selection": 1.3}, "over-selection: expected 1 with"),
+    ):
+        with pytest.raises(UserError, match=said):
+            BUFFERED.replace(**change)  # type: ignore[arg-type]
