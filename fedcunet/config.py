@@ -252,6 +252,7 @@ class FederationConfig:
     deadline_seconds: float = 0.0  # of a round on the clients' virtual clock; 0: none
     seconds_per_example: float = 0.0  # compute on the reference core; 0: as measured
     timeout_seconds: float = 3600.0  # wall-clock guard of a round against faults
+    client_timeout_seconds: float = 900.0  # and of one virtual client at one message, on Ray
     max_update_norm: float = 1e4  # an update with a larger l2 norm is refused; 0: no limit
     # What becomes of the updates: their mean, or a rule that withstands a minority (docs/robust.md)
     aggregation: Literal["mean", "trimmed-mean", "median", "multi-krum", "norm-clipping"] = "mean"
@@ -289,6 +290,7 @@ class FederationConfig:
         check_range("federation.deadline-seconds", self.deadline_seconds, 0, 1e9)
         check_range("federation.seconds-per-example", self.seconds_per_example, 0, 1e6)
         check_range("federation.timeout-seconds", self.timeout_seconds, 0.1, 1e9)
+        check_range("federation.client-timeout-seconds", self.client_timeout_seconds, 0.1, 1e9)
         check_range("federation.max-update-norm", self.max_update_norm, 0, 1e30)
         self._check_attackers()
         check_range("federation.server-learning-rate", self.server_learning_rate, 1e-9, 100)

@@ -116,6 +116,7 @@ class Engine:
                 num_workers=self.num_workers,
                 num_gpus=self.num_gpus,
                 threads_per_client=threads,
+                message_seconds=config.federation.client_timeout_seconds,
                 bytes_per_worker=worker_bytes(config),
                 ray_address=self.ray_address,
             )

@@ -25,6 +25,9 @@ from simulations.tasks import Node
 # The server's own id; virtual clients are numbered from 1.
 SERVER_NODE_ID = 0
 
+# How long one pull waits for a reply before it returns with none.
+PULL_SECONDS = 2.0
+
 
 class LocalGrid(Grid):
     """A Grid over virtual nodes 1 to N; an engine says only how messages are answered.
@@ -65,10 +68,10 @@ class LocalGrid(Grid):
         """Queue a message that has its id; must return at once."""
 
     @abstractmethod
-    def _advance(self, message_ids: set[str]) -> None:
-        """Do some work, or wait a moment for some, towards the replies to `message_ids`.
+    def _advance(self, message_ids: set[str], wait_seconds: float) -> None:
+        """Do some work, or wait for some, towards the replies to `message_ids`.
 
-        Finished replies go to `_finish`. Must return soon, or after one message.
+        Finished replies go to `_finish`. Must return after `wait_seconds`, or one message.
         """
 
     @abstractmethod
@@ -120,13 +123,16 @@ class LocalGrid(Grid):
                 self._accept(stamped, node)
         return message_ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that are ready, each once; a short wait if none is.
+    def pull_messages(
+        self, message_ids: Iterable[str], *, wait_seconds: float = PULL_SECONDS
+    ) -> list[Message]:
+        """The replies to these messages that are ready, each once.
 
-        This call is what moves the work on: call it again until all replies are there.
+        This call is what moves the work on: call it again until all replies are there. It waits
+        if none is: for so long a caller that pauses between pulls leaves no worker idle.
         """
         wanted = set(message_ids)
-        self._advance(wanted)
+        self._advance(wanted, wait_seconds)
         return [self._replies.pop(name) for name in list(self._replies) if name in wanted]
 
     def send_and_receive(
@@ -141,7 +147,8 @@ class LocalGrid(Grid):
         replies: list[Message] = []
         try:
             while waiting and (deadline is None or time.monotonic() < deadline):
-                pulled = self.pull_messages(waiting)
+                left = PULL_SECONDS if deadline is None else deadline - time.monotonic()
+                pulled = self.pull_messages(waiting, wait_seconds=min(left, PULL_SECONDS))
                 waiting -= {reply.metadata.reply_to_message_id for reply in pulled}
                 replies += pulled
         finally:

@@ -44,7 +44,7 @@ class LoopbackGrid(LocalGrid):
     def _accept(self, message: Message, node: Node) -> None:
         self._queue[message.metadata.message_id] = (_own_copy(message), node)
 
-    def _advance(self, message_ids: set[str]) -> None:
+    def _advance(self, message_ids: set[str], wait_seconds: float) -> None:
         # Replies that are ready go out first; then one message a call, so that the caller can
         # show progress and keep its deadline in between.
         if not message_ids.isdisjoint(self._replies):

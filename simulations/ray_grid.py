@@ -2,8 +2,9 @@
 
 Why not Flower's own simulation engine (read and measured, 1.39): there a worker that dies goes
 back into the pool and takes a client of every later round with it, and the model is pickled once
-for every client. Here a death costs the one message that was being answered, and the same bytes
-are put into Ray's object store once, however many messages carry them.
+for every client. Here a fault costs the message that was being answered at most, the same bytes
+are put into Ray's object store once, however many messages carry them, and messages that take
+little time share a call. docs/engines.md has the figures.
 """
 
 from __future__ import annotations
@@ -11,103 +12,20 @@ from __future__ import annotations
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
 
 import hashlib
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict, UserConfig
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from flwr.app import Message, UserConfig
 
 from fedcunet.errors import RunFailure
-from fedcunet.records import CLIENT_APP_CRASHED, error_reply, one_line
 from simulations.local_grid import LocalGrid
+from simulations.ray_pool import Task, WorkerPool
 from simulations.ray_session import OBJECT_STORE_BYTES, WORKER_BYTES, check_memory, start_ray
-from simulations.tasks import ROOT, ClientCall, Node, describe, load_client_app, run_client_app
-
-logger = logging.getLogger(__name__)
-
-# Smaller arrays travel in the message: a trip to the object store costs more than copying them.
-INLINE_BYTES = 64 * 1024
-
-# How long one pull waits for a reply before it returns with none.
-POLL_SECONDS = 0.2
-
-# A worker imports torch and the client app; far more than it takes on a slow disk.
-START_SECONDS = 180.0
-
-# Workers that may die in a row while they start, before the run is given up.
-MAX_FAILED_STARTS = 3
-
-# Where the bytes of an array belong: name of the record, name of the array, key of the bytes.
-Place = tuple[str, str, str]
-
-
-class ClientWorker:
-    """Runs client apps in a process of its own, one message at a time."""
-
-    def __init__(self) -> None:
-        self._client_app: ClientCall | None = None
-        self._blobs: dict[str, bytes] = {}
-
-    def set_up(self, client_app: ClientCall | str, num_threads: int, folder: str) -> None:
-        """Load the app. Not in `__init__`, so that a failure comes back as what it is.
-
-        Args:
-            client_app: the app or its import string.
-            num_threads: torch's threads.
-            folder: current folder of the driver, so that relative paths mean the same here.
-        """
-        if os.path.isdir(folder):  # on another machine of a cluster it need not exist
-            os.chdir(folder)
-        if str(ROOT) not in sys.path:
-            sys.path.insert(0, str(ROOT))
-        torch.set_num_threads(num_threads)
-        self._client_app = load_client_app(client_app)
-
-    def answer(
-        self,
-        message: Message,
-        node: Node,
-        places: list[Place],
-        references: dict[str, Any],
-    ) -> Message:
-        """The app's reply to `message`, after the bytes at `places` are put back into it."""
-        assert self._client_app is not None
-        # The model of this round is most often that of the message before.
-        self._blobs = {
-            key: self._blobs[key] if key in self._blobs else ray.get(reference)
-            for key, reference in references.items()
-        }
-        for record_name, array_name, key in places:
-            record = message.content[record_name]
-            assert isinstance(record, ArrayRecord)
-            record[array_name] = _with_data(record[array_name], self._blobs[key])
-        return run_client_app(self._client_app, message, node)
-
-
-@dataclass(eq=False, slots=True)
-class _Task:
-    """A message on its way: without its large arrays, which `references` leads to."""
-
-    message: Message
-    node: Node
-    places: list[Place] = field(default_factory=list)
-    references: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    """An actor and what it is doing: `result` is of its start while `task` is None."""
-
-    actor: Any
-    result: Any = None
-    task: _Task | None = None
+from simulations.ray_worker import ClientWorker, Place, Request, take_out
+from simulations.tasks import ROOT, ClientCall, Node
 
 
 class RayGrid(LocalGrid):
@@ -124,6 +42,7 @@ class RayGrid(LocalGrid):
         num_gpus: int = 0,
         cpus_per_worker: int = 1,
         threads_per_client: int = 1,
+        message_seconds: float = 3600.0,
         bytes_per_worker: int = WORKER_BYTES,
         object_store_bytes: int = OBJECT_STORE_BYTES,
         ray_address: str | None = None,
@@ -141,7 +60,10 @@ class RayGrid(LocalGrid):
             cpus_per_worker: processors that Ray counts for each worker.
             threads_per_client: torch's threads in a worker; decides the order of sums, so it is
                 never derived from the workers or the machine.
-            bytes_per_worker: memory a worker is taken to need, checked before anything starts.
+            message_seconds: a guard against hung clients: a worker that has been at one message
+                for longer is ended, and another takes its place.
+            bytes_per_worker: memory a worker is taken to need: checked before anything starts,
+                counted by Ray on every machine, and the measure of a worker that grows.
             object_store_bytes: size of Ray's shared memory, where this grid starts Ray.
             ray_address: join this Ray cluster instead of starting one here.
 
@@ -149,12 +71,8 @@ class RayGrid(LocalGrid):
             RunFailure: no room, no Ray, or a client app that cannot be loaded; one line.
         """
         super().__init__(node_configs, run_config, run_id)
-        self._client_app = client_app
-        self._threads = threads_per_client
-        self._queue: dict[str, _Task] = {}
-        self._workers: list[_Worker] = []
-        self._failed_starts = 0
         self._blobs: dict[str, Any] = {}  # in the object store, by SHA-256
+        self._seen: dict[int, tuple[bytes, str]] = {}  # in this push, by identity
         self.num_puts = 0  # blobs put there so far
         if ray_address is None:
             check_memory(num_workers, bytes_per_worker)
@@ -169,25 +87,34 @@ class RayGrid(LocalGrid):
                     ray_address=ray_address,
                 )
             )
-            self._resources.callback(self._end_workers)
-            _check_resources(num_workers, cpus_per_worker, num_gpus)
-            self._actor_class = ray.remote(ClientWorker).options(
+            gpu_share = _gpu_share(num_gpus, num_workers)
+            _check_room(num_workers, CPU=cpus_per_worker, GPU=gpu_share, memory=bytes_per_worker)
+            environment = _worker_environment(threads_per_client, num_gpus, ray_address is None)
+            actor_class = ray.remote(ClientWorker).options(
                 num_cpus=cpus_per_worker,
-                num_gpus=_gpu_share(num_gpus, num_workers),
-                # A dead worker is replaced here, where it is known whose message it had.
+                num_gpus=gpu_share,
+                memory=bytes_per_worker,
+                # A dead worker is replaced by the pool, which knows whose messages it had.
                 max_restarts=0,
                 max_task_retries=0,
-                runtime_env={"env_vars": _worker_environment(threads_per_client, num_gpus)},
+                runtime_env={"env_vars": environment},
             )
-            self._workers = [self._start_worker() for _ in range(num_workers)]
-            self._wait_for_start()
+            nodes = ray.put(self._nodes)  # once, whatever each worker needs of it
+            set_up = (client_app, nodes, threads_per_client, bytes_per_worker, os.getcwd())
+
+            def start() -> tuple[Any, Any]:
+                actor = actor_class.remote()
+                return actor, actor.set_up.remote(*set_up)
+
+            self.pool = WorkerPool(start, num_workers, message_seconds=message_seconds)
+            self._resources.callback(self.pool.close)
         except BaseException:
             self._resources.close()
             raise
 
     def close(self) -> None:
         """End the workers, and Ray where this grid started it. May be called twice."""
-        self._queue.clear()
+        self._blobs = {}
         self._resources.close()
 
     def __enter__(self) -> RayGrid:
@@ -198,38 +125,26 @@ class RayGrid(LocalGrid):
 
     def push_messages(self, messages: Any) -> list[str]:
         """Queue messages and start on them; see `LocalGrid`."""
-        # Bytes by identity: the server sends one object to all. Held until the end of the push,
-        # or another object could take its place in memory.
-        self._seen: dict[int, tuple[bytes, str]] = {}
         message_ids = super().push_messages(messages)
-        in_use = {key for _, key in self._seen.values()}
-        for task in [*self._queue.values(), *(w.task for w in self._workers if w.task)]:
-            in_use |= set(task.references)
         # What no message needs any longer leaves the object store.
-        self._blobs = {key: blob for key, blob in self._blobs.items() if key in in_use}
+        needed = self.pool.references() | {key for _, key in self._seen.values()}
+        self._blobs = {key: blob for key, blob in self._blobs.items() if key in needed}
         self._seen = {}
-        self._assign()
+        self.pool.assign()
         return message_ids
 
     def _accept(self, message: Message, node: Node) -> None:
-        task = _Task(message=message, node=node)
-        content = RecordDict()
-        for record_name, record in message.content.items():
-            if isinstance(record, ArrayRecord):
-                # A record of its own: the server's must keep its bytes.
-                record = ArrayRecord(dict(record))
-                for array_name, array in record.items():
-                    if len(array.data) > INLINE_BYTES:
-                        key = self._put(array.data)
-                        task.places.append((record_name, array_name, key))
-                        task.references[key] = self._blobs[key]
-                        record[array_name] = _with_data(array, b"")
-            content[record_name] = record
-        message.content = content
-        self._queue[message.metadata.message_id] = task
+        blobs: list[tuple[Place, str]] = []
+        message.content = take_out(
+            message.content, lambda place, data: blobs.append((place, self._put(data)))
+        )
+        request = Request(message, node.node_id, blobs)
+        self.pool.add(Task(request, {key: self._blobs[key] for _, key in blobs}))
 
     def _put(self, data: bytes) -> str:
         """The key of `data` in the object store, where it is put unless it is there already."""
+        # By identity first: the server sends one object to all. It is held until the end of the
+        # push, or another object could take its place in memory.
         known = self._seen.get(id(data))
         if known is not None:
             return known[1]
@@ -240,126 +155,46 @@ class RayGrid(LocalGrid):
             self.num_puts += 1
         return key
 
-    def _advance(self, message_ids: set[str]) -> None:
-        self._collect(timeout=0.0)
-        self._assign()
-        if message_ids.isdisjoint(self._replies):
-            self._collect(timeout=POLL_SECONDS)
-            self._assign()
+    def _advance(self, message_ids: set[str], wait_seconds: float) -> None:
+        ready = not message_ids.isdisjoint(self._replies)
+        for task, reply in self.pool.collect(timeout=0.0 if ready else wait_seconds):
+            self._finish(task.message_id, reply)
+        self.pool.assign()
 
     def _drop(self, message_ids: set[str]) -> None:
-        for message_id in message_ids:
-            self._queue.pop(message_id, None)
-        # A client that is still at it may never end: its worker must not be lost to later rounds.
-        for worker in list(self._workers):
-            if worker.task and worker.task.message.metadata.message_id in message_ids:
-                self._replace(worker)
-
-    def _assign(self) -> None:
-        """Give the oldest messages to the workers that have nothing to do."""
-        for worker in self._workers:
-            if worker.result is not None or not self._queue:
-                continue
-            task = self._queue.pop(next(iter(self._queue)))
-            worker.task = task
-            worker.result = worker.actor.answer.remote(
-                task.message, task.node, task.places, task.references
-            )
-
-    def _collect(self, timeout: float) -> None:
-        """Take what workers have finished; wait up to `timeout` seconds for the first."""
-        busy = {worker.result: worker for worker in self._workers if worker.result is not None}
-        if not busy:
-            return
-        done, _ = ray.wait(list(busy), num_returns=1, timeout=timeout)
-        if done:  # and what else is there by now
-            done, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
-        for result in done:
-            worker = busy[result]
-            if worker.task is None:
-                self._collect_start(worker)
-            else:
-                self._collect_reply(worker, worker.task)
-
-    def _collect_start(self, worker: _Worker) -> None:
-        try:
-            ray.get(worker.result)
-        except RayError as error:
-            self._failed_starts += 1
-            if isinstance(error, RayTaskError) or self._failed_starts >= MAX_FAILED_STARTS:
-                raise RunFailure(f"a worker does not start: {_reason(error)}") from error
-            self._replace(worker)
-        else:
-            self._failed_starts = 0
-            worker.result = None
-
-    def _collect_reply(self, worker: _Worker, task: _Task) -> None:
-        message_id = task.message.metadata.message_id
-        try:
-            reply = ray.get(worker.result)
-        except RayTaskError as error:
-            # Not the app, whose errors are replies, but our side of the worker, which lives on.
-            reply = error_reply(task.message, _reason(error), code=CLIENT_APP_CRASHED)
-        except RayError as error:
-            reply = error_reply(task.message, _reason(error), code=CLIENT_APP_CRASHED)
-            logger.warning("node %d: %s", task.node.node_id, reply.error.reason)
-            self._replace(worker)
-        worker.task = worker.result = None
-        self._finish(message_id, reply)
-
-    def _start_worker(self) -> _Worker:
-        actor = self._actor_class.remote()
-        return _Worker(actor, actor.set_up.remote(self._client_app, self._threads, os.getcwd()))
-
-    def _replace(self, worker: _Worker) -> None:
-        """A fresh worker in the place of one that died or is of no more use."""
-        ray.kill(worker.actor, no_restart=True)
-        self._workers[self._workers.index(worker)] = self._start_worker()
-
-    def _wait_for_start(self) -> None:
-        results = [worker.result for worker in self._workers]
-        done, late = ray.wait(results, num_returns=len(results), timeout=START_SECONDS)
-        if late:
-            raise RunFailure(
-                f"{len(done)} of {len(results)} workers started within {START_SECONDS:.0f} s"
-            )
-        for worker in list(self._workers):
-            self._collect_start(worker)
-
-    def _end_workers(self) -> None:
-        for worker in self._workers:
-            ray.kill(worker.actor, no_restart=True)
-        self._workers = []
-        self._blobs = {}
+        self.pool.drop(message_ids)
+        self.pool.assign()
 
 
-def _with_data(array: Array, data: bytes) -> Array:
-    return Array(dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, data=data)
+def _check_room(num_workers: int, **needed: float) -> None:
+    """See that this Ray's machines have what the workers ask for; else they would wait for ever.
+
+    Args:
+        num_workers: how many.
+        needed: of each of Ray's resources, for one worker.
+
+    Raises:
+        RunFailure: they do not fit.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {name: amount for name, amount in needed.items() if amount}
+    fitting = sum(
+        min((int(machine.get(name, 0) / amount) for name, amount in asked.items()), default=0)
+        for machine in machines
+    )
+    if asked and fitting < num_workers:
+        words = ", ".join(_amount(name, amount) for name, amount in asked.items())
+        there = ", ".join(
+            _amount(name, sum(machine.get(name, 0) for machine in machines)) for name in asked
+        )
+        raise RunFailure(
+            f"{num_workers} workers of {words} each: Ray has room for {fitting} ({there} in "
+            f"{len(machines)} machine{'s' if len(machines) > 1 else ''}): use fewer workers"
+        )
 
 
-def _reason(error: RayError) -> str:
-    """Why there is no reply, in one line."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        return one_line(str(cause) if isinstance(cause, RunFailure) else describe(cause))
-    text = " ".join(str(error).split())
-    # Ray's account of a death is a page long and names no cause but this one with certainty.
-    if "memory pressure" in text or "running low on memory" in text:
-        return "the worker process was ended by Ray: the machine ran out of memory"
-    if isinstance(error, RayActorError):
-        return "the worker process died"
-    return one_line(f"{type(error).__name__}: {text}")
-
-
-def _check_resources(num_workers: int, cpus_per_worker: int, num_gpus: int) -> None:
-    """See that this Ray has what the workers ask for; else they would wait for ever."""
-    found = ray.cluster_resources()
-    for name, needed in (("CPU", num_workers * cpus_per_worker), ("GPU", num_gpus)):
-        if needed > found.get(name, 0):
-            raise RunFailure(
-                f"{num_workers} workers ask Ray for {needed} {name}s, it has "
-                f"{found.get(name, 0):.0f}: use fewer workers"
-            )
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 1e9:.1f} GB" if name == "memory" else f"{amount:g} {name}"
 
 
 def _gpu_share(num_gpus: int, num_workers: int) -> float:
@@ -368,12 +203,12 @@ def _gpu_share(num_gpus: int, num_workers: int) -> float:
     return int(share) if share >= 1 else int(share * 10_000) / 10_000
 
 
-def _worker_environment(num_threads: int, num_gpus: int) -> dict[str, str]:
+def _worker_environment(num_threads: int, num_gpus: int, here: bool) -> dict[str, str]:
     """Environment variables of a worker: where to find our folders, and what not to use."""
-    environment = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": str(num_threads),
-    }
+    environment = {"OMP_NUM_THREADS": str(num_threads)}
+    if here:  # a cluster's machines get the code from Ray
+        paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if num_gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

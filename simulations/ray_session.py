@@ -24,6 +24,7 @@ import ray
 from fedcunet.errors import RunFailure
 from fedcunet.measured import free_memory_bytes
 from fedcunet.records import one_line
+from simulations.tasks import ROOT
 
 # Shared memory for models on their way; they are small, and Ray's default is 30 % of the machine.
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -33,6 +34,9 @@ OBJECT_STORE_BYTES = 512 * 2**20
 # worker's share is for the network's training and its cached images.
 WORKER_BYTES = 600 * 10**6
 RAY_BYTES = 400 * 10**6
+
+# What a worker imports.
+SENT_FOLDERS = ("fedcunet", "clients", "simulations")
 
 # How long processes may take to end by themselves, and then once more after a kill.
 END_SECONDS = 3.0
@@ -69,11 +73,15 @@ def start_ray(
         yield
         return
     local = {
+        "address": "local",  # whatever RAY_ADDRESS says
         "num_cpus": num_workers * cpus_per_worker,
         "num_gpus": num_gpus,
         "object_store_memory": object_store_bytes,
         "include_dashboard": False,
     }
+    # Ray sends the code to the cluster's machines: they need our dependencies and nothing else.
+    code = {"py_modules": [str(ROOT / name) for name in SENT_FOLDERS], "excludes": ["__pycache__"]}
+    cluster = {"address": ray_address, "runtime_env": code}
     not_ours = set(psutil.Process().children())
     folders_before = _session_folders()
     started = False
@@ -83,7 +91,7 @@ def start_ray(
                 # Ray leaves closing its log files to the garbage collector.
                 warnings.simplefilter("ignore", ResourceWarning)
                 ray.init(
-                    **(local if ray_address is None else {"address": ray_address}),
+                    **(local if ray_address is None else cluster),
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )

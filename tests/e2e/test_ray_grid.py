@@ -125,7 +125,7 @@ def test_a_client_that_dies_costs_its_own_message_and_nothing_else(
     assert first[2].detail == "code 8: the worker process died"
     assert all(isinstance(first[node], Reply) for node in (1, 3, 4))
     # Both places are filled again, and the client that was hit answers in the next round.
-    assert len(grid._workers) == 2
+    assert len(grid.pool.workers) == 2
     again = by_node(grid.send_and_receive([ask(node) for node in (1, 2, 3, 4)], timeout=100))
     assert all(isinstance(reply, Reply) for reply in again.values())
     # Standard output belongs to the results.
@@ -163,7 +163,7 @@ def test_a_client_app_that_cannot_be_loaded_is_named_in_one_line(shared_ray: Non
 
 
 def test_more_workers_than_ray_has_room_for_are_refused(shared_ray: None) -> None:
-    with pytest.raises(RunFailure, match="64 workers ask Ray for 64 CPUs, it has 2"):
+    with pytest.raises(RunFailure, match=r"64 workers of 1 CPU, 0.0 GB each: Ray has room for 2 \(2 CPU, "):
         make_grid(num_workers=64, bytes_per_worker=1)
 
 
