@@ -91,6 +91,7 @@ class WorkerPool:
         self._queue: dict[str, Task] = {}  # by message id
         self._call_messages = 1  # what a call carries at most, as far as is known
         self._failed_starts = 0
+        self.num_calls = 0  # of workers, so far
         self.faults: Counter[str] = Counter()  # workers that were replaced, by the reason
         self.peak_worker_bytes = 0  # the most that a worker was seen to hold
         self.workers: list[Worker] = []
@@ -141,6 +142,7 @@ class WorkerPool:
                 requests = [task.request for task in worker.tasks]
                 worker.deadline = time.monotonic() + self._message_seconds + CALL_SECONDS
                 worker.result = worker.actor.answer.remote(requests, references)
+                self.num_calls += 1
 
     def _next_tasks(self) -> list[Task]:
         """The tasks of the next call: few where they take long, or where few are left."""

@@ -18,6 +18,14 @@ from fedcunet.records import read_model, update_content
 app = ClientApp()
 
 
+class Unreadable:
+    """Can be pickled, and fails when it is read."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        """What pickle is to call: int("no number")."""
+        return int, ("no number",)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer, fail, die or dawdle."""
@@ -31,6 +39,8 @@ def train(message: Message, context: Context) -> Message:
         os._exit(7)
     if do == "sleep":
         time.sleep(60)
+    if do == "nap":
+        time.sleep(0.3)
     if do == "spoil":
         message.content["config"]["do"] = "raise"
         del message.content["arrays"]
@@ -41,4 +51,13 @@ def train(message: Message, context: Context) -> Message:
     if do == "where":
         seen = f"{Path.cwd()}|{os.getpid()}|{torch.get_num_threads()}".encode()
     metrics = {"num-examples": context.node_id, "loss": 1.0 / context.node_id}
-    return Message(update_content(seen, metrics), reply_to=message)
+    if do == "large":
+        seen = bytes(500_000)
+    if do == "flood":
+        seen = bytes(20 * 2**20)
+    reply = Message(update_content(seen, metrics), reply_to=message)
+    if do == "lambda":
+        reply.extra = lambda: None
+    if do == "unreadable":
+        reply.extra = Unreadable()
+    return reply

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def grid(shared_ray: None) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def single(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A grid of one worker beside the other grid's two, with two threads, in another folder."""
+    """A grid of one worker beside the other grid's two, with two threads, in another folder.
+
+    Two seconds are all that it gives a client.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        with make_grid(num_workers=1, cpus_per_worker=0, threads_per_client=2) as grid:
+        with make_grid(
+            num_workers=1, cpus_per_worker=0, threads_per_client=2, message_seconds=2.0
+        ) as grid:
             yield grid
 
 
@@ -115,9 +121,26 @@ def test_the_bytes_of_a_model_are_put_into_the_object_store_once(grid: Any) -> N
     assert len(grid._blobs) == 1
 
 
+def test_short_messages_share_calls_and_keep_their_order(single: Any) -> None:
+    single.send_and_receive([ask(1)] * 8, timeout=60)
+    before = single.pool.num_calls
+    order = [1, 2, 3, 4] * 10
+    replies = single.send_and_receive([ask(node) for node in order], timeout=60)
+    assert [reply.metadata.src_node_id for reply in replies] == order
+    assert single.pool.num_calls - before < 10
+
+
+def test_messages_that_take_long_go_to_whoever_is_free(grid: Any) -> None:
+    grid.send_and_receive([ask(1)] * 32, timeout=60)  # calls are long now
+    messages = [ask(node, do="nap") for node in (1, 2, 3, 4)] * 2
+    assert len(grid.send_and_receive(messages, timeout=60)) == 8
+    assert grid.pool._call_messages == 1
+
+
 def test_a_client_that_dies_costs_its_own_message_and_nothing_else(
     grid: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    grid.send_and_receive([ask(1)] * 16, timeout=60)  # so that it shares a call with others
     messages = [ask(1), ask(2, do="die"), ask(3), ask(4)]
     first = by_node(grid.send_and_receive(messages, timeout=100))
     assert isinstance(first[2], BadReply)
@@ -126,6 +149,7 @@ def test_a_client_that_dies_costs_its_own_message_and_nothing_else(
     assert all(isinstance(first[node], Reply) for node in (1, 3, 4))
     # Both places are filled again, and the client that was hit answers in the next round.
     assert len(grid.pool.workers) == 2
+    assert grid.pool.faults["the worker process died"] >= 2  # it was given a second chance
     again = by_node(grid.send_and_receive([ask(node) for node in (1, 2, 3, 4)], timeout=100))
     assert all(isinstance(reply, Reply) for reply in again.values())
     # Standard output belongs to the results.
@@ -137,6 +161,62 @@ def test_a_client_that_hangs_is_ended_with_the_timeout(grid: Any) -> None:
     assert replies == []
     again = by_node(grid.send_and_receive([ask(1), ask(2)], timeout=100))
     assert all(isinstance(reply, Reply) for reply in again.values())
+
+
+def test_a_worker_killed_from_outside_costs_no_reply(grid: Any) -> None:
+    before = grid.pool.faults.total()
+    message_ids = grid.push_messages([ask(node, do="nap") for node in (1, 2, 3, 4)])
+    psutil.Process(grid.pool.workers[0].process).kill()
+    replies: list[Message] = []
+    while len(replies) < 4:
+        replies += grid.pull_messages(message_ids)
+    assert all(isinstance(reply, Reply) for reply in by_node(replies).values())
+    assert grid.pool.faults.total() == before + 1
+
+
+def test_a_hung_client_is_ended_after_its_own_limit_and_the_round_goes_on(single: Any) -> None:
+    messages = [ask(1), ask(2, do="sleep"), ask(3), ask(4)]
+    replies = by_node(single.send_and_receive(messages, timeout=55))
+    assert len(replies) == 4
+    assert replies[2] == BadReply(reason="error-reply", detail="code 8: no reply within 2 s")
+    assert all(isinstance(replies[node], Reply) for node in (1, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ("lambda", "the reply cannot be sent: "),
+        ("unreadable", "the reply cannot be read: ValueError: invalid literal"),
+        ("flood", "at most 17825792 are taken"),
+        ("nothing", "the client app returned NoneType, no Message"),
+    ],
+)
+def test_a_reply_of_garbage_costs_that_reply_and_no_worker(grid: Any, do: str, words: str) -> None:
+    processes = [worker.process for worker in grid.pool.workers]
+    replies = by_node(grid.send_and_receive([ask(1), ask(2, do=do), ask(3)], timeout=60))
+    assert isinstance(replies[2], BadReply)
+    assert words in replies[2].detail
+    assert isinstance(replies[1], Reply)
+    assert isinstance(replies[3], Reply)
+    assert [worker.process for worker in grid.pool.workers] == processes
+
+
+def test_large_replies_leave_the_object_store_when_they_are_pulled(grid: Any) -> None:
+    import ray
+
+    messages = [ask(node, do="large") for node in (1, 2, 3, 4)] * 5
+    replies = grid.send_and_receive(messages, timeout=60)
+    assert {len(read_update(reply).blob) for reply in replies} == {500_000}
+    # Ray counts anew several times a second.
+    for _ in range(100):
+        held = (
+            ray.cluster_resources()["object_store_memory"]
+            - ray.available_resources()["object_store_memory"]
+        )
+        if held < 2_000_000:  # the model, of 10 MB that came
+            break
+        time.sleep(0.1)
+    assert held < 2_000_000
 
 
 def test_workers_share_the_drivers_folder_and_have_the_configured_threads(single: Any) -> None:
@@ -163,7 +243,9 @@ def test_a_client_app_that_cannot_be_loaded_is_named_in_one_line(shared_ray: Non
 
 
 def test_more_workers_than_ray_has_room_for_are_refused(shared_ray: None) -> None:
-    with pytest.raises(RunFailure, match=r"64 workers of 1 CPU, 0.0 GB each: Ray has room for 2 \(2 CPU, "):
+    with pytest.raises(
+        RunFailure, match=r"64 workers of 1 CPU, 0.0 GB each: Ray has room for 2 \(2 CPU, "
+    ):
         make_grid(num_workers=64, bytes_per_worker=1)
 
 
