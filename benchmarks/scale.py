@@ -39,6 +39,7 @@ from fedcunet.rounds import collect
 
 WARM_UP_ROUNDS = 1
 TIMEOUT = 3000.0
+START_SECONDS = 300.0  # of Flower's engine
 
 app = ClientApp()
 
@@ -136,7 +137,10 @@ def flowers_rounds(arguments: argparse.Namespace, count: int, num_rounds: int) -
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        deadline = time.monotonic() + START_SECONDS
         while len(list(grid.get_node_ids())) < arguments.clients:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Flower's engine did not start in {START_SECONDS:.0f} s")
             time.sleep(0.1)
         run_round(grid, with_our_loop, 0, min(count, 20), arguments.payload)
         for number in range(1, 1 + num_rounds):
