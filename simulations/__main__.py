@@ -223,6 +223,8 @@ def run(
         chosen.session([config], stack)
         grid = chosen.grid(config, stack)
         summary = serve(grid, config, out=folder, name=setting.stem, display=display, resume=resume)
+        faults = _faults(grid)
+    _print_lines(faults)
     report = write_run_report(folder)
     _print_results([summary], as_json, [summary["name"], str(folder), str(report)], summary)
 
@@ -259,6 +261,7 @@ def compare(
     folder = chosen_folder(out, "compare", resume=resume)
     summaries: list[dict[str, Any]] = []
     failures: list[str] = []
+    faults: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
         _engine(engine, num_workers, num_gpus, ray_address, configs[0]).session(configs, session)
         for name, config in zip(names, configs, strict=True):
@@ -276,8 +279,10 @@ def compare(
                             resume=resume,
                         )
                     )
+                    faults += [f"{name}: {line}" for line in _faults(grid)]
             except RunFailure as failure:  # the other settings are still worth running
                 failures.append(f"{name}: {failure}")
+    _print_lines(faults)
     if not summaries:
         raise RunFailure("; ".join(failures))
     text = json.dumps(summaries, indent=2) + "\n"
@@ -349,6 +354,18 @@ def _engine(
         num_gpus=num_gpus,
         ray_address=ray_address,
     )
+
+
+def _faults(grid: Grid) -> list[str]:
+    """The workers that were replaced, a line for each reason."""
+    found = grid.pool.faults if isinstance(grid, RayGrid) else {}
+    return [f"workers replaced: {count} ({reason})" for reason, count in sorted(found.items())]
+
+
+def _print_lines(lines: list[str]) -> None:
+    """To standard error: standard output belongs to the results."""
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _print_results(

@@ -92,6 +92,7 @@ def wait_for_nodes(address: str, count: int) -> None:
     pytest.fail(f"the cluster at {address} has {len(alive)} of {count} nodes after two minutes")
 
 
+@pytest.mark.timeout(600)  # two nodes and a driver start: half a minute on a quiet machine
 def test_two_nodes_share_the_clients_and_run_the_code_that_ray_sent(
     cluster: str, tmp_path: Path
 ) -> None:
