@@ -274,17 +274,23 @@ def main() -> None:
         parser.error(f"expected {', '.join(shows)}, found {', '.join(sorted(unknown))}")
     if max(arguments.per_round) > arguments.clients:
         parser.error(f"--per-round: expected at most --clients {arguments.clients}")
+    results: dict[str, list[Any]] = {}
+
+    def note(show: str, row: Any) -> None:
+        results.setdefault(show, []).append(row)
+        if arguments.out:  # after each: the next one may take long
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
     chosen = arguments.shows or shows
-    results: dict[str, Any] = {}
-    if "overhead" in chosen:
-        results["overhead"] = [overhead(arguments, count) for count in arguments.per_round]
-    if "memory" in chosen:
-        results["memory"] = [memory(arguments, count) for count in arguments.per_round]
+    for count in arguments.per_round:
+        if "overhead" in chosen:
+            note("overhead", overhead(arguments, count))
+        if "memory" in chosen:
+            note("memory", memory(arguments, count))
     if "scaling" in chosen:
-        results["scaling"] = fresh("scaling")
-        print(json.dumps(results["scaling"]))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        row = fresh("scaling")
+        print(json.dumps(row))
+        note("scaling", row)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,13 @@ def where(grid: Any, node_id: int = 1) -> list[str]:
     return read_update(reply).blob.decode().split("|")
 
 
+def running(grid: Any) -> list[int]:
+    """Process ids of the grid's workers, when all of them have started."""
+    while not all(worker.process for worker in grid.pool.workers):
+        grid.pull_messages([])
+    return [worker.process for worker in grid.pool.workers]
+
+
 def test_replies_are_those_of_loopback_with_one_worker_and_with_two(grid: Any) -> None:
     nodes = [{"device": f"phone-{number}"} for number in range(4)]
     expected = round_of_all(LoopbackGrid(TOY, nodes, {"seed": 1}))
@@ -164,9 +171,10 @@ def test_a_client_that_hangs_is_ended_with_the_timeout(grid: Any) -> None:
 
 
 def test_a_worker_killed_from_outside_costs_no_reply(grid: Any) -> None:
+    victim = running(grid)[0]
     before = grid.pool.faults.total()
     message_ids = grid.push_messages([ask(node, do="nap") for node in (1, 2, 3, 4)])
-    psutil.Process(grid.pool.workers[0].process).kill()
+    psutil.Process(victim).kill()
     replies: list[Message] = []
     while len(replies) < 4:
         replies += grid.pull_messages(message_ids)
@@ -192,13 +200,13 @@ def test_a_hung_client_is_ended_after_its_own_limit_and_the_round_goes_on(single
     ],
 )
 def test_a_reply_of_garbage_costs_that_reply_and_no_worker(grid: Any, do: str, words: str) -> None:
-    processes = [worker.process for worker in grid.pool.workers]
+    processes = running(grid)
     replies = by_node(grid.send_and_receive([ask(1), ask(2, do=do), ask(3)], timeout=60))
     assert isinstance(replies[2], BadReply)
     assert words in replies[2].detail
     assert isinstance(replies[1], Reply)
     assert isinstance(replies[3], Reply)
-    assert [worker.process for worker in grid.pool.workers] == processes
+    assert running(grid) == processes
 
 
 def test_large_replies_leave_the_object_store_when_they_are_pulled(grid: Any) -> None:
