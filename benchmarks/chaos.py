@@ -108,7 +108,7 @@ def setting(arguments: argparse.Namespace, faces: Path) -> RunConfig:
         training__batch_size=IMAGES_PER_CLIENT,
         update__codec="sign",
         update__bits=1,
-        update__error_feedback=True,
+        update__error_feedback="on",
         federation__clients=arguments.clients,
         federation__rounds=arguments.rounds,
         federation__fraction=arguments.fraction,
