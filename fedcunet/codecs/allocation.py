@@ -3,7 +3,10 @@
 With errors of variance D for a tensor of deviation σ, an unbiased codec needs ½·log2(1 + σ²/D)
 bits a value. The sum of squared errors at a given number of bits is least where D·(D + σ²)/σ² is
 the same for all tensors: D for those far above it, less for those below. With D = c·step² the step
-then follows from the class alone, the deviation in steps ρ: it is S/sqrt(1 + c/ρ²).
+then follows from the class alone, the deviation in steps ρ: it is S/sqrt(1 + c/ρ²). Of tensors
+below ρ = 0.21, worth less than about half a bit a value, a share p of the values is coded at that
+ρ (thinning.py). Then the error is σ²·((1 + c/ρ²)/p - 1) at p times the bits, and the same condition
+makes p proportional to σ.
 
 For a codec that scales by Wiener's factor σ²/(σ² + D) all steps are S, and tensors whose deviation
 is below 1/16 of it get no bits at all: with error feedback they are held back until they exceed it.
@@ -26,6 +29,7 @@ from fedcunet.codecs.densities import (
     steps_of_class,
 )
 from fedcunet.codecs.rangecoder import RangeDecoder, RangeEncoder
+from fedcunet.codecs.thinning import WHOLE
 
 Form = Literal["unbiased", "wiener", "even"]
 FORMS: tuple[Form, ...] = ("unbiased", "wiener", "even")
@@ -35,6 +39,8 @@ _OCTAVE_PARTS = 8
 _MAX_OCTAVES = 511  # of the steps of `even`, in eighths
 _FACTOR_STEPS = 16  # a factor of the prediction is a multiple of 1/16, below 2
 _FACTOR_BITS = 5
+_THINNED_CLASS = 14  # of the tensors of which only a share is coded, and of the least others
+_THINNED_BITS = 6
 
 
 def error_variance(num_states: int) -> float:
@@ -50,7 +56,8 @@ class Tensors:
         coded: 1 where the tensor has symbols, 0 where it is all zeros (or taken for zeros).
         classes: Of deviation in steps; 0 where not coded.
         shapes: Of the density; 0 where not coded.
-        octaves: Eighths of an octave by which the step exceeds S; 0 unless `even`.
+        octaves: Eighths of an octave by which the step exceeds S if `even`; if `unbiased`, those
+            by which the share of values that are coded, and with it the step, is below 1.
         factors: Sixteenths of the reference that were taken away; 0 without a reference.
     """
 
@@ -70,13 +77,30 @@ class Tensors:
             even_values: np.ndarray = scale * (eighth[self.octaves % _OCTAVE_PARTS] * whole)
             return even_values
         ratio = class_deviations()[self.classes]
-        steps_values: np.ndarray = scale / np.sqrt(1 + error_variance(num_states) / (ratio * ratio))
+        error = error_variance(num_states)
+        steps_values: np.ndarray = scale / np.sqrt(1 + error / (ratio * ratio)) / self._thinned()
         return steps_values
 
+    def _thinned(self) -> np.ndarray:
+        """By what the number of coded values is divided (float64)."""
+        eighth = class_deviations()[:_OCTAVE_PARTS] / steps_of_class(0)
+        thinned: np.ndarray = np.ldexp(
+            eighth[self.octaves % _OCTAVE_PARTS], self.octaves // _OCTAVE_PARTS
+        )
+        return thinned
+
+    def shares(self, form: Form) -> np.ndarray:
+        """Of each tensor's values that are coded, in 1/65536 (int64)."""
+        whole = WHOLE * self.coded
+        if form != "unbiased":
+            return whole
+        return np.rint(whole / self._thinned()).astype(np.int64)
+
     def gains(self, form: Form, num_states: int) -> np.ndarray:
-        """Factors (float64) of the decoded values: Wiener's, or ones."""
+        """Factors (float64) of the decoded values: Wiener's, or one over the share coded."""
         if form != "wiener":
-            return np.ones(self.classes.size)
+            inverse: np.ndarray = WHOLE / np.maximum(self.shares(form), 1)
+            return inverse
         ratio = class_deviations()[self.classes]
         energy = ratio * ratio * np.array([shape.variance for shape in SHAPES])[self.shapes]
         gains_values: np.ndarray = energy / (energy + error_variance(num_states))
@@ -101,6 +125,8 @@ class Tensors:
                 coder.number(int(self.octaves[index]), 9, ("octave", octave))
             else:
                 coder.number(int(self.classes[index]), 8, ("class", octave))
+            if form == "unbiased" and self.classes[index] == _THINNED_CLASS:
+                coder.number(int(self.octaves[index]), _THINNED_BITS, ("thinned", octave))
         return coder.finish()
 
     @classmethod
@@ -128,6 +154,8 @@ class Tensors:
                 classes[index] = even_class
             else:
                 classes[index] = coder.number(8, ("class", octave))
+            if form == "unbiased" and classes[index] == _THINNED_CLASS:
+                octaves[index] = coder.number(_THINNED_BITS, ("thinned", octave))
         if classes.max(initial=0) >= NUM_CLASSES:
             raise ValueError(f"class {classes.max()}, there are {NUM_CLASSES}")
         return cls(coded=coded, classes=classes, shapes=shapes, octaves=octaves, factors=factors)
@@ -183,11 +211,18 @@ class Statistics:
             # deviation/S = ρ²/sqrt(ρ² + c), solved for ρ².
             square = (safe / scale) ** 2
             ratio = np.sqrt((square + np.sqrt(square * square + 4 * error * square)) / 2)
+            least_ratio = steps_of_class(_THINNED_CLASS)
+            least = scale * least_ratio**2 / np.sqrt(least_ratio**2 + error)
+            octaves = np.rint(_OCTAVE_PARTS * np.log2(least / safe)).astype(np.int64)
+            octaves = np.clip(octaves, 0, 2**_THINNED_BITS - 1) * coded
+            ratio = np.maximum(ratio, least_ratio)
         else:
             ratio = safe / scale
             coded = coded & (ratio >= steps_of_class(0))
         classes = np.rint(_OCTAVE_PARTS * np.log2(ratio / steps_of_class(0))).astype(np.int64)
         classes = np.clip(classes, 0, NUM_CLASSES - 1)
+        if form == "unbiased":
+            octaves = octaves * (classes == _THINNED_CLASS)
         shapes = self.shapes
         if np.unique(classes * 8 + shapes).size > 256:
             # A table for each pair would be too large: Gaussians have one for each class.
@@ -209,7 +244,7 @@ class Statistics:
         error = error_variance(num_states) * steps * steps
         bits = 0.5 * np.log2(1 + self.deviations * self.deviations / error)
         bits += 0.25 if num_states == 1 else 0.08
-        return float((bits * self.lengths * found.coded).sum())
+        return float((bits * self.lengths * found.shares(form)).sum() / WHOLE)
 
 
 def prediction_factors(

@@ -35,6 +35,7 @@ from fedcunet.codecs.dithered import (
     tail_lanes,
 )
 from fedcunet.codecs.escapes import pack_escapes, unpack_escapes
+from fedcunet.codecs.thinning import kept_values
 from fedcunet.codecs.viterbi import NUM_STATES
 
 # S, number of words, lanes, escaped numbers, bytes of what is said of the tensors, form and
@@ -149,7 +150,7 @@ class _Job:
         has_reference: bool,
     ) -> None:
         self._codec, self._statistics = codec, statistics
-        self._budget, self._has_reference = budget, has_reference
+        self._budget, self._has_reference, self._seed = budget, has_reference, seed
         self._dither = DitherStream(seed).take(values.size)
         # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
         self._exponent = statistics.exponent
@@ -204,14 +205,13 @@ class _Job:
         return float(np.exp(high))
 
     def _plan(self, scale: float) -> tuple[Tensors, int, Plan, np.ndarray]:
-        """The tensors, the class of all, the plan of those that are coded, and their values."""
+        """The tensors, the class of all, the plan of what is coded, and the values coded."""
         codec = self._codec
         tensors, even_class = self._statistics.tensors(scale, codec.form, codec.num_states)
         lengths = self._statistics.lengths
-        values = self._values
-        if not tensors.coded.all():
-            values = values[np.repeat(tensors.coded > 0, lengths)]
-        return tensors, even_class, _plan_of(tensors, lengths, scale, codec), values
+        counts, kept = kept_values(lengths, tensors.shares(codec.form), self._seed)
+        values = self._values if kept is None else self._values[kept]
+        return tensors, even_class, _plan_of(tensors, counts, scale, codec), values
 
     def _pilot_excess(self, scale: float) -> float:
         """Bits above the prediction, measured on a part of the values in short, many lanes."""
@@ -263,14 +263,15 @@ class _Job:
 
 
 def _plan_of(
-    tensors: Tensors, lengths: np.ndarray, scale: float, codec: "TrellisCodec | _Coding"
+    tensors: Tensors, counts: np.ndarray, scale: float, codec: "TrellisCodec | _Coding"
 ) -> Plan:
-    coded = (tensors.coded > 0) & (lengths > 0)
+    """The plan of tensors of which `counts` values are coded."""
+    coded = counts > 0
     steps = tensors.steps(scale, codec.form, codec.num_states)
     if np.unique(tensors.classes[coded] * 8 + tensors.shapes[coded]).size > _MAX_PAIRS:
         raise ValueError(f"more than {_MAX_PAIRS} pairs of class and shape")
     return Plan(
-        lengths=lengths[coded],
+        lengths=counts[coded],
         steps=steps[coded],
         classes=tensors.classes[coded],
         shapes=tensors.shapes[coded],
@@ -343,7 +344,8 @@ def _decode_body(
     tensors = Tensors.from_bytes(
         body[_HEAD.size : words_start], lengths, form, reference is not None, even_class
     )
-    plan = _plan_of(tensors, lengths, scale, _Coding(form, 1 << states))
+    counts, kept = kept_values(lengths, tensors.shares(form), seed)
+    plan = _plan_of(tensors, counts, scale, _Coding(form, 1 << states))
     words = np.frombuffer(body, dtype="<u2", count=num_words, offset=words_start)
     low, low_bytes = _unpack_low(body[words_stop:], plan)
     escaped = unpack_escapes(body[words_stop + low_bytes :], num_escaped)
@@ -352,13 +354,12 @@ def _decode_body(
             raise ValueError("symbols of no tensor")
         values = np.zeros(int(lengths.sum()), dtype=np.float32)
     else:
-        kept = (tensors.coded > 0) & (lengths > 0)
-        gains = tensors.gains(form, 1 << states)[kept]
+        gains = tensors.gains(form, 1 << states)[counts > 0]
         coded = decode_values(words.astype(np.uint16), low, escaped, seed, plan, num_lanes, gains)
         values = coded
-        if coded.size < lengths.sum():
-            values = np.zeros(int(lengths.sum()), dtype=np.float32)
-            values[np.repeat(kept, lengths)] = coded
+        if kept is not None:
+            values = np.zeros(kept.size, dtype=np.float32)
+            values[kept] = coded
     if reference is not None:
         values += np.repeat(tensors.factor_values(), lengths) * reference
     return values

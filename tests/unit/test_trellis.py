@@ -11,6 +11,7 @@ from fedcunet.codecs.densities import NUM_CLASSES, SHAPES, class_weights, table_
 from fedcunet.codecs.entropy import FrequencyTable, LaneDecoder, encode_lanes
 from fedcunet.codecs.escapes import escapes_length, pack_escapes, unpack_escapes
 from fedcunet.codecs.rangecoder import RangeDecoder, RangeEncoder
+from fedcunet.codecs.thinning import WHOLE, kept_values
 from fedcunet.codecs.trellis import TrellisCodec
 from fedcunet.codecs.viterbi import NUM_STATES, next_states, search
 
@@ -53,6 +54,47 @@ def test_tensors_of_different_scale_cost_what_their_scale_asks_for() -> None:
     even = coded(CODECS["trellis-even"], vector, 2, segments=lengths)
     share = np.square(even - vector).reshape(3, -1).mean(axis=1) * [1, 100, 10_000]
     np.testing.assert_allclose(share, share[0], rtol=0.25)
+
+
+def test_weak_tensors_cost_few_bits_and_err_little() -> None:
+    vector, lengths = gaussian(64_000), (16_000, 48_000)
+    vector *= np.repeat(np.float32([1, 0.02]), lengths)
+    decoded = coded(CODECS["trellis"], vector, 0.25, segments=lengths)
+    # A floor of 0.15 bit for each weak value would leave 0.55 of the 1 bit of the strong ones.
+    assert energy(decoded - vector) < 0.7 * energy(vector)
+
+
+def test_values_of_which_a_share_is_coded_come_back_right_on_average() -> None:
+    vector, lengths = gaussian(3000), (1000, 2000)
+    vector *= np.repeat(np.float32([1, 0.05]), lengths)
+    total, num_seeds, zeros = np.zeros(3000), 150, 0
+    for number in range(num_seeds):
+        terms = {"bits": 0.5, "seed": make_seed(number, 0, 0, "test"), "segments": lengths}
+        body = CODECS["trellis"].encode(vector, **terms)
+        decoded = CODECS["trellis"].decode(body, length=3000, **terms)
+        zeros += int((decoded == 0).sum())
+        total += decoded
+    assert zeros > 0.2 * num_seeds * 3000
+    slope = [
+        float(mean @ part / (part @ part))
+        for mean, part in zip(
+            np.split(total / num_seeds, [1000]), np.split(vector, [1000]), strict=True
+        )
+    ]
+    np.testing.assert_allclose(slope, 1, atol=0.08)
+
+
+@pytest.mark.parametrize("share", [1, 700, 33_333, WHOLE])
+def test_every_value_is_kept_with_the_probability_of_its_share(share: int) -> None:
+    lengths, shares = np.array([50, 7]), np.array([share, 0])
+    seen = np.zeros(57)
+    for number in range(2000):
+        counts, kept = kept_values(lengths, shares, make_seed(number, 0, 0, "test"))
+        assert kept is not None
+        assert counts.tolist() == [kept[:50].sum(), 0]
+        seen += kept
+    np.testing.assert_allclose(seen[:50] / 2000, share / WHOLE, atol=0.05)
+    assert not seen[50:].any()
 
 
 def test_a_prediction_is_taken_in_the_share_that_helps_and_none_where_it_does_not() -> None:
