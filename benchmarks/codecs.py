@@ -118,8 +118,12 @@ def peer_rows(vector: np.ndarray, pythons: list[str]) -> tuple[list[dict[str, An
         np.save(path, vector)
         for python in pythons:
             left = [name for name in PEERS if name not in found]
-            command = [python, str(Path(__file__).with_name("peers.py")), str(path), *left]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            program = Path(__file__).resolve().with_name("peers.py")
+            command = [str(Path(python).absolute()), str(program), str(path), *left]
+            # NNCodec leaves a file in the current folder.
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder
+            )
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             broken = {line["peer"]: line["missing"] for line in lines if "missing" in line}
             reasons |= broken
