@@ -171,6 +171,7 @@ class Statistics:
     exponent: int
     lengths: np.ndarray
     deviations: np.ndarray  # 0 where all values are 0
+    roots: np.ndarray  # of the mean squares
     shapes: np.ndarray
     factors: np.ndarray
 
@@ -182,6 +183,7 @@ class Statistics:
         magnitudes = np.ldexp(magnitudes, -exponent)
         count = np.maximum(lengths, 1)
         mean = reduce_segments(np.add, magnitudes, lengths) / count
+        mean_square = reduce_segments(np.add, magnitudes * magnitudes, lengths) / count
         root_mean = reduce_segments(np.add, np.sqrt(magnitudes, out=magnitudes), lengths) / count
         square = root_mean * root_mean
         ratio = square / np.where(mean > 0, mean, 1)
@@ -189,6 +191,7 @@ class Statistics:
             exponent=exponent,
             lengths=lengths,
             deviations=square / GAUSSIAN_ROOT_MEAN**2,
+            roots=np.sqrt(mean_square),
             shapes=recognised_shapes(ratio),
             factors=factors,
         )
@@ -213,9 +216,11 @@ class Statistics:
             ratio = np.sqrt((square + np.sqrt(square * square + 4 * error * square)) / 2)
             least_ratio = steps_of_class(_THINNED_CLASS)
             least = scale * least_ratio**2 / np.sqrt(least_ratio**2 + error)
-            octaves = np.rint(_OCTAVE_PARTS * np.log2(least / safe)).astype(np.int64)
+            # A few large values, of which the deviation tells little, must not be left out.
+            greater = np.maximum(safe, self.roots)
+            octaves = np.rint(_OCTAVE_PARTS * np.log2(least / greater)).astype(np.int64)
             octaves = np.clip(octaves, 0, 2**_THINNED_BITS - 1) * coded
-            ratio = np.maximum(ratio, least_ratio)
+            ratio = np.where(octaves > 0, least_ratio, ratio)
         else:
             ratio = safe / scale
             coded = coded & (ratio >= steps_of_class(0))
