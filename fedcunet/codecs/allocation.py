@@ -94,7 +94,8 @@ class Tensors:
         whole = WHOLE * self.coded
         if form != "unbiased":
             return whole
-        return np.rint(whole / self._thinned()).astype(np.int64)
+        shares: np.ndarray = np.rint(whole / self._thinned()).astype(np.int64)
+        return shares
 
     def gains(self, form: Form, num_states: int) -> np.ndarray:
         """Factors (float64) of the decoded values: Wiener's, or one over the share coded."""
