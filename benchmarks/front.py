@@ -33,18 +33,16 @@ FEEDBACK = {"update__codec": "trellis", "update__error_feedback": "on", **DOWN}
 # The most telling first.
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"update__codec": "float32", "update__bits": 32},
-    "trellis 0.5": {**TRELLIS, "update__bits": 0.5},
-    "EDEN 1": {"update__codec": "eden", "update__bits": 1},
     "trellis 1": {**TRELLIS, "update__bits": 1},
+    "EDEN 1": {"update__codec": "eden", "update__bits": 1},
+    "trellis 0.5": {**TRELLIS, "update__bits": 0.5},
     "EDEN 2": {"update__codec": "eden", "update__bits": 2},
-    "trellis 0.5 feedback": {**FEEDBACK, "update__bits": 0.5},
-    "trellis 0.5 prediction": {**TRELLIS, "update__bits": 0.5, "update__prediction": True},
-    "trellis 2": {**TRELLIS, "update__bits": 2},
-    "EDEN 4": {"update__codec": "eden", "update__bits": 4},
-    "trellis 1 feedback": {**FEEDBACK, "update__bits": 1},
-    "trellis 1 prediction": {**TRELLIS, "update__bits": 1, "update__prediction": True},
-    "trellis 0.25": {**TRELLIS, "update__bits": 0.25},
     "trellis 2, 2 down": {**TRELLIS, "update__bits": 2, "downlink__bits": 2},
+    "trellis 0.5 prediction": {**TRELLIS, "update__bits": 0.5, "update__prediction": True},
+    "trellis 0.5 feedback": {**FEEDBACK, "update__bits": 0.5},
+    "trellis 0.5, 0.5 down": {**TRELLIS, "update__bits": 0.5, "downlink__bits": 0.5},
+    "EDEN 4": {"update__codec": "eden", "update__bits": 4},
+    "trellis 2": {**TRELLIS, "update__bits": 2},
 }
 
 

@@ -220,11 +220,6 @@ class DownlinkConfig:
         """Whether clients get differences."""
         return self.codec != "float32"
 
-    @property
-    def payload_codec(self) -> str:
-        """The codec of the differences: what one loses is in the next, so Wiener scaling pays."""
-        return "trellis-wiener" if self.codec == "trellis" else self.codec
-
     def __post_init__(self) -> None:
         check_codec_bits(get_codec(self.codec), self.bits)
         if self.snapshot_bits != 32:

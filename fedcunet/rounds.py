@@ -268,7 +268,7 @@ class Server:
         mean_N = judged.mean(self.state_N, needed)
         if isinstance(mean_N, str):
             return mean_N
-        new_N = self.optimizer.step(self.state_N, mean_N)
+        new_N = self.optimizer.step(self.downlink.base(self.state_N), mean_N)
         if not np.isfinite(new_N).all():
             return "the next model would not be finite"
         self.state_N = new_N

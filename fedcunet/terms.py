@@ -65,7 +65,7 @@ def difference_payload(layout: Layout, config: RunConfig, round_number: int) -> 
         run_seed=config.seed,
         round=round_number,
         sender=SERVER,
-        codec=config.downlink.payload_codec,
+        codec=config.downlink.codec,
         bits=config.downlink.bits,
     )
 

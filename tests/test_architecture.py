@@ -36,6 +36,7 @@ ALLOWED = {
     "client_evaluation": {"records", "terms"},
     "terms": {"expected", "layout", "config"},
     "downlink": {
+        "codecs",
         "terms",
         "payload",
         "expected",
