@@ -54,6 +54,7 @@ class RoundLine:
     bytes_down: int
     device_seconds: float  # of the slowest client that was waited for
     seconds: float  # wall time without evaluation
+    aggregate_seconds: float  # of it, decoding the updates and adding them up
     learning_rate: float
     reproducible: bool  # False if the wall-clock guard decided who was late
     privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far, where it is on
@@ -209,7 +210,15 @@ class RoundReplies:
             *parameters, limit=limit, norm_limit=limit
         )
 
-    def line(self, reason: str, rate: float, seconds: float, reproducible: bool) -> RoundLine:
+    def line(
+        self,
+        reason: str,
+        rate: float,
+        *,
+        seconds: float,
+        aggregate_seconds: float,
+        reproducible: bool,
+    ) -> RoundLine:
         """The round in figures."""
         accepted = [line for line in self.lines if line.outcome == "accepted"]
         weights = [line.num_examples for line in accepted]
@@ -228,6 +237,7 @@ class RoundReplies:
             bytes_down=sum(line.bytes_down for line in self.lines),
             device_seconds=float(max(waited, default=0.0)),
             seconds=seconds,
+            aggregate_seconds=aggregate_seconds,
             learning_rate=rate,
             reproducible=reproducible,
         )

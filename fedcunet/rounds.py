@@ -216,8 +216,16 @@ class Server:
         """
         round_number = judged.number
         needed = max(1, math.ceil(self.config.federation.quorum * wanted))
+        answered = time.perf_counter()
         reason = self._commit(round_number, judged, needed)
-        line = judged.line(reason, rate, time.perf_counter() - begin, reproducible)
+        done = time.perf_counter()
+        line = judged.line(
+            reason,
+            rate,
+            seconds=done - begin,
+            aggregate_seconds=done - answered,
+            reproducible=reproducible,
+        )
         if device_seconds is not None:
             line = dataclasses.replace(line, device_seconds=device_seconds)
         if self.accountant is not None:

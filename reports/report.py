@@ -200,6 +200,7 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         *_memory_tiles(summary),
         ("Device time", units.seconds(summary.get("device_seconds_per_round")), "a mean round"),
         ("Time", units.seconds(summary.get("seconds")), "of the whole run"),
+        *_time_tiles(summary),
         ("Replies", f"{accepted:,}", f"accepted; {num_rejected:,} rejected"),
         *_client_tiles(summary),
     ]
@@ -232,6 +233,22 @@ def _client_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         answers = units.size(summary.get("evaluation_bytes_up"))
         tiles.append(("Clients' evaluation", sent, f"down, {answers} up, beside training's bytes"))
     return tiles
+
+
+def _time_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Where the time went, the clients' sums first."""
+    parts = summary.get("seconds_of")
+    if not isinstance(parts, dict):
+        return []
+    clients = f"training; {units.seconds(parts.get('code'))} coding, all clients together"
+    server = (
+        f"waiting for clients; {units.seconds(parts.get('aggregate'))} aggregating, "
+        f"{units.seconds(parts.get('evaluate'))} evaluating"
+    )
+    return [
+        ("Clients' time", units.seconds(parts.get("train")), clients),
+        ("Server's time", units.seconds(parts.get("wait")), server),
+    ]
 
 
 def _memory_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

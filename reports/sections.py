@@ -139,6 +139,10 @@ def replies(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     else:
         text = "<p>No reply was rejected.</p>"
     for run, name in zip(runs, names, strict=True):
+        replaced = run.summary.get("workers_replaced")
+        for reason, count in replaced.items() if isinstance(replaced, dict) else ():
+            what = f"{name}: {count} workers replaced ({units.printable(reason)})"
+            text += f"<p>{escape(what)}.</p>"
         guarded = sum(line.get("reproducible") is False for line in run.rounds)
         if guarded:
             text += (

@@ -153,6 +153,7 @@ def serve(
         server.run()
         summary = run.summary(name, time.perf_counter() - begin)
         summary["left_out"] = server.left_out
+        summary["workers_replaced"] = getattr(grid, "faults", {})  # of the Ray engine
         recorder.summary(summary)
         display.end(summary)
     finally:
@@ -234,9 +235,11 @@ class _Run:
         self._evaluate()  # the last round may have been the last
 
     def _evaluate(self) -> Evaluation:
+        begin = time.perf_counter()
         crops, scheme = self._test_data.crops, self._test_data.data.scheme
         self._predicted_NK2 = predict(self.model, crops, flip_test=self._config.data.flip_test)
         self._last = score_crops(self._predicted_NK2, crops, scheme.metric)
+        self._recorder.seconds_of["evaluate"] += time.perf_counter() - begin
         return self._last
 
     def client_done(self, round_number: int, done: int, total: int) -> None:
@@ -314,6 +317,7 @@ class _Run:
             "attackers": dict(Counter(attackers_of(self._config).values())),
             "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
             "seconds": self._recorder.seconds_before + seconds,
+            "seconds_of": dict(self._recorder.seconds_of),
             "checkpoints_failed": self._recorder.checkpoints_failed,
             **recorder.client_figures,
             **recorder.privacy,

@@ -66,6 +66,9 @@ class RunRecorder:
         self.client_figures: dict[str, Any] = {}
         self.privacy: dict[str, float | None] = {}  # spent so far, where it is on
         self.checkpoints_failed = 0
+        # Where the time goes: all clients' training and coding, and the server's waiting for them,
+        # aggregating and evaluating.
+        self.seconds_of: Counter[str] = Counter()
         self.seconds_before = 0.0  # of a run that goes on, up to its last save
         self._begin = time.perf_counter()
         self._config = config
@@ -106,12 +109,17 @@ class RunRecorder:
         if client_evaluation is not None and evaluation is not None:
             metrics |= self.client_evaluation(client_evaluation, evaluation.metric_name)
         self._append("metrics.jsonl", [metrics])
+        clients = list(clients)
         self._append("clients.jsonl", [_client_object(client) for client in clients])
         self.totals[line.outcome] += 1
         self.totals["bytes_up"] += line.bytes_up
         self.totals["bytes_down"] += line.bytes_down
         self.replies.update(line.replies)
         self.device_seconds += line.device_seconds
+        for name, key in (("train", "compute-seconds"), ("code", "encode-seconds")):
+            self.seconds_of[name] += sum(one.metrics.get(key, 0.0) for one in clients)
+        self.seconds_of["aggregate"] += line.aggregate_seconds
+        self.seconds_of["wait"] += line.seconds - line.aggregate_seconds
         self.privacy = line.privacy
         scalars = {
             "train/loss": line.train_loss,
@@ -162,6 +170,7 @@ class RunRecorder:
             "client_figures": self.client_figures,
             "privacy": self.privacy,
             "checkpoints_failed": self.checkpoints_failed,
+            "seconds_of": dict(self.seconds_of),
             "seconds": self.seconds_before + time.perf_counter() - self._begin,
         }
         path = self.folder / STATE
@@ -200,6 +209,7 @@ class RunRecorder:
         self.privacy = counts["privacy"]
         self.checkpoints_failed = counts["checkpoints_failed"]
         self.seconds_before = counts["seconds"]
+        self.seconds_of = Counter(counts["seconds_of"])
         last_round = self.saved["server"].facts["round"]
         for path in (self.folder / name for name in LISTS):
             if path.exists():

@@ -223,7 +223,7 @@ def run(
         chosen.session([config], stack)
         grid = chosen.grid(config, stack)
         summary = serve(grid, config, out=folder, name=setting.stem, display=display, resume=resume)
-        faults = _faults(grid)
+        faults = _faults(summary)
     _print_lines(faults)
     report = write_run_report(folder)
     _print_results([summary], as_json, [summary["name"], str(folder), str(report)], summary)
@@ -279,7 +279,7 @@ def compare(
                             resume=resume,
                         )
                     )
-                    faults += [f"{name}: {line}" for line in _faults(grid)]
+                    faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
             except RunFailure as failure:  # the other settings are still worth running
                 failures.append(f"{name}: {failure}")
     _print_lines(faults)
@@ -356,9 +356,9 @@ def _engine(
     )
 
 
-def _faults(grid: Grid) -> list[str]:
+def _faults(summary: dict[str, Any]) -> list[str]:
     """The workers that were replaced, a line for each reason."""
-    found = grid.pool.faults if isinstance(grid, RayGrid) else {}
+    found = summary["workers_replaced"]
     return [f"workers replaced: {count} ({reason})" for reason, count in sorted(found.items())]
 
 

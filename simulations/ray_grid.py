@@ -112,6 +112,11 @@ class RayGrid(LocalGrid):
             self._resources.close()
             raise
 
+    @property
+    def faults(self) -> dict[str, int]:
+        """Workers that were replaced so far, by the reason."""
+        return dict(self.pool.faults)
+
     def close(self) -> None:
         """End the workers, and Ray where this grid started it. May be called twice."""
         self._blobs = {}

@@ -68,6 +68,9 @@ def test_a_run_leaves_its_folder_as_promised(setting: RunConfig, tmp_path: Path)
     # Eight bits without packed storage take more memory than float32, not less.
     assert 10e6 < summary["training_peak_bytes"] < 200e6
     assert 1 < summary["training_peak_ratio"] < 2
+    parts = summary["seconds_of"]
+    assert set(parts) == {"train", "code", "wait", "aggregate", "evaluate"}
+    assert 0 < parts["code"] < parts["train"] < parts["wait"] < summary["seconds"]
     memory, size = summary["training_peak_ratio"], summary["model_ratio"]
     assert summary["balance_index"] == pytest.approx(summary["nme_percent"] ** 2 * memory * size)
     assert RunConfig.from_toml(out / "config.toml") == setting
@@ -330,7 +333,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(
     with pytest.raises(UserError, match=r"expected seed = 0 as the run was begun with, found 1"):
         go_on(NoDisplay(), setting.replace(seed=1))
     summary = go_on(NoDisplay())
-    timed = ("name", "seconds", "device_seconds_per_round")
+    timed = ("name", "seconds", "seconds_of", "device_seconds_per_round")
     for key in set(through) - set(timed):
         assert summary[key] == through[key], key
     for name in ("metrics.jsonl", "clients.jsonl"):

@@ -63,11 +63,16 @@ def test_nodes_that_were_left_out_are_listed_with_their_reasons(
     run = shutil.copytree(three[1][1], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     many = [f"node {number}: did not answer" for number in range(101)]
-    (run / "summary.json").write_text(json.dumps(summary | {"left_out": ["client 1: <b>", *many]}))
+    (run / "summary.json").write_text(
+        json.dumps(
+            summary | {"left_out": ["client 1: <b>", *many], "workers_replaced": {"died": 3}}
+        )
+    )
     page = read_page(write_run_report(run))
     assert "Nodes left out of the run" in page.text
     assert "client 1: <b>" in page.text
     assert "node 98: did not answer" in page.text
+    assert "3 workers replaced (died)" in page.text
     assert "2 more in summary.json" in page.text
     both = read_page(write_comparison_report(tmp_path, [run, three[1][0]]))
     assert "i8-w1-g8-eden2: client 1: <b>" in both.text
