@@ -3,8 +3,8 @@
     PYTHONPATH=. python benchmarks/resume.py [--kills 10] [--setting FILE] [--rounds 6] [--seed 0]
         [--engine loopback] [--out DIR]
 
-Kills come at random moments of a run's work, drawn from the seed between its first file and the
-time that the undisturbed run took. Prints the hashes of both final models, which must be equal,
+The kills are spread over the run's rounds, each at a moment of a round that is drawn from the
+seed. Prints the hashes of both final models, which must be equal,
 and how far the run had come at each kill; exit code 1 if they differ. Writes resume.json.
 """
 
@@ -33,10 +33,12 @@ def rounds_done(out: Path) -> int:
         return 0
 
 
-def killed(arguments: argparse.Namespace, out: Path, seconds: float) -> bool:
-    """Starts or resumes the run and kills it `seconds` after its folder is there; False if done."""
+def killed(arguments: argparse.Namespace, out: Path, rounds: int, seconds: float) -> bool:
+    """Starts or resumes the run and kills it `seconds` after that many rounds; False if done."""
     process = subprocess.Popen(command(arguments, out), stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (out / "checkpoint").exists():
+    while process.poll() is None and (
+        not (out / "checkpoint").exists() or rounds_done(out) < rounds
+    ):
         time.sleep(0.02)
     try:
         process.wait(seconds)
@@ -64,14 +66,16 @@ def main() -> None:
     seconds = time.monotonic() - begin
     generator = random.Random(arguments.seed)
     kills: list[dict[str, Any]] = []
-    while len(kills) < arguments.kills:
-        # A life long enough for more than a round now and then, and short enough for many kills.
-        life = generator.uniform(0, 2.5 * seconds / arguments.rounds)
+    for number in range(arguments.kills):
+        target = number * arguments.rounds // arguments.kills
+        life = generator.uniform(0, seconds / arguments.rounds)
         before = rounds_done(out)
-        if not killed(arguments, out, life):
+        if not killed(arguments, out, target, life):
             break
         kills.append({"seconds": life, "rounds_before": before, "rounds_after": rounds_done(out)})
-        print(f"kill {len(kills)}: after {life:.1f} s, rounds {before} -> {rounds_done(out)}")
+        print(
+            f"kill {len(kills)}: {life:.1f} s into a round, rounds {before} -> {rounds_done(out)}"
+        )
     subprocess.run(command(arguments, out), stdout=subprocess.DEVNULL, check=True)
     hashes = [
         json.loads((folder / "summary.json").read_text())["checkpoint_sha256"]
