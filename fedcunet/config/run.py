@@ -1,0 +1,143 @@
+"""A whole setting: its sections, what they must agree in, and the forms it is read from."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcunet.config.federated import (
+    DownlinkConfig,
+    FederationConfig,
+    PrivacyConfig,
+    UpdateConfig,
+)
+from fedcunet.config.local import DataConfig, ModelConfig, QuantConfig, TrainingConfig
+from fedcunet.config.tables import Scalar, build, check_range, flat, nested, typed, unflat
+from fedcunet.errors import UserError
+
+# Rounds of one client from which on error feedback is better than unbiased updates without it:
+# at 1 bit with a tenth of the clients a round, they crossed at 7.5.
+OFTEN_ASKED = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole setting. Two runs with equal settings give equal models."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.federation.mode == "buffered":
+            self._check_buffered()
+        if self.update.prediction and not self.downlink.coded:
+            raise UserError(
+                "update.prediction: expected a downlink.codec that sends differences, found float32"
+            )
+
+    def _check_buffered(self) -> None:
+        federation = self.federation
+        for key, value, wanted in (
+            ("federation.aggregation", federation.aggregation, "mean"),
+            ("federation.deadline-seconds", federation.deadline_seconds, 0),
+            ("federation.over-selection", federation.over_selection, 1),
+            ("update.prediction", self.update.prediction, False),
+            ("privacy.clip-norm", self.privacy.clip_norm, 0),
+        ):
+            if value != wanted:
+                raise UserError(
+                    f"{key}: expected {wanted} with federation.mode 'buffered', found {value}"
+                )
+
+    @property
+    def error_feedback(self) -> bool:
+        """Whether clients feed back what the coding of their updates loses.
+
+        Few participations leave residuals stale, and an unbiased update without feedback is then
+        the better one (docs/codecs.md).
+        """
+        asked, codec = self.update.error_feedback, self.update.codec
+        if asked != "auto":
+            return asked == "on"
+        often = self.federation.fraction * self.federation.rounds >= OFTEN_ASKED
+        return codec == "sign" or (codec == "trellis" and often)
+
+    @property
+    def update_codec(self) -> str:
+        """The codec of the updates: with error feedback the trellis in its Wiener-scaled form."""
+        return self.update.codec_with(feedback=self.error_feedback)
+
+    @classmethod
+    def from_nested(cls, values: Mapping[str, Any], where: str) -> "RunConfig":
+        """A setting from nested tables with kebab-case keys; what is absent has its default.
+
+        Args:
+            values: as read from TOML.
+            where: the file, for messages.
+
+        Raises:
+            UserError: for an unknown key, a wrong type or a value outside its range.
+        """
+        return build(cls, values, where)
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Scalar], where: str = "run config") -> "RunConfig":
+        """A setting from keys joined by dots, as in Flower's run configuration."""
+        return cls.from_nested(unflat(values, where), where)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> "RunConfig":
+        """Reads a setting file. Raises UserError if it cannot be read or does not hold."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"setting file {path}: not found") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UserError(f"setting file {path}: {error}") from None
+        return cls.from_nested(values, f"setting file {path}")
+
+    def nested(self) -> dict[str, Any]:
+        """Tables with kebab-case keys, every value written out."""
+        return nested(self)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Keys joined by dots: `{"seed": 0, "model.unets": 2, ...}`."""
+        return flat(self.nested())
+
+    def replace(self, **changes: Scalar | None) -> "RunConfig":
+        """The setting with some values changed; None leaves a value as it is.
+
+        Args:
+            changes: names as in `section__field`, such as `data__root="faces"` or `seed=3`.
+        """
+        values = self.flat()
+        for name, value in changes.items():
+            if value is not None:
+                values[name.replace("__", ".").replace("_", "-")] = value
+        return RunConfig.from_flat(values, "setting")
+
+    def with_values(self, assignments: Sequence[str]) -> "RunConfig":
+        """The setting with values as typed on a command line: `federation.partition=activity`.
+
+        Args:
+            assignments: `key=value` in the flat form, the value as in TOML; a text needs no quotes.
+
+        Raises:
+            UserError: for what is no assignment, an unknown key or a value that does not fit.
+        """
+        values = self.flat()
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise UserError(f"--set: expected key=value, found '{assignment}'")
+            values[key.strip()] = typed(value.strip())
+        return RunConfig.from_flat(values, "--set")
