@@ -31,7 +31,7 @@ import psutil
 from fedcunet.config import RunConfig
 from fedcunet.data.procedural import make_faces
 from fedcunet.errors import UserError
-from fedcunet.rounds import describe_clients
+from fedcunet.roster import describe_clients
 from server.app import NoDisplay, serve
 from simulations.__main__ import Engine
 from simulations.ray_grid import RayGrid

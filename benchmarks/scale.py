@@ -34,8 +34,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedcunet.exchange import collect
 from fedcunet.records import evaluation_content, model_content, read_model, update_content
-from fedcunet.rounds import collect
 
 WARM_UP_ROUNDS = 1
 TIMEOUT = 3000.0

@@ -22,23 +22,22 @@ from fedcunet.aggregation import ServerOptimizer
 from fedcunet.client_evaluation import ClientEvaluation, score_of
 from fedcunet.config import RunConfig
 from fedcunet.downlink import Downlink
-from fedcunet.errors import RunFailure, UserError
+from fedcunet.errors import UserError
+from fedcunet.exchange import collect
 from fedcunet.layout import Layout
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
-    UNKNOWN_CLIENT,
     BadReply,
     ConfigScalar,
     Description,
     Reply,
-    describe_content,
     model_content,
-    read_description,
     read_evaluation,
     read_update,
 )
 from fedcunet.replies import ClientLine, RoundLine, RoundReplies
 from fedcunet.robust import check_breakdown
+from fedcunet.roster import describe_clients
 from fedcunet.saved import Saved
 from fedcunet.terms import (
     ACKNOWLEDGED,
@@ -57,8 +56,6 @@ from fedcunet.terms import (
 )
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 0.5
 
 
 class RoundObserver(Protocol):
@@ -347,92 +344,3 @@ class Server:
             ttl = self.config.federation.timeout_seconds
             messages.append(Message(content, node, "train", ttl=ttl, group_id=str(round_number)))
         return messages
-
-
-def describe_clients(
-    grid: Grid, timeout: float, admitted: Mapping[int, int] | None = None
-) -> tuple[dict[int, Description], list[str]]:
-    """Asks every node who it is; nodes that do not answer properly are left out.
-
-    Args:
-        grid: where the nodes are.
-        timeout: seconds after which nobody waits for an answer.
-        admitted: node -> client id, where keys were admitted; otherwise a node's own word counts.
-
-    Returns:
-        The clients by their ids, and why nodes were left out.
-
-    Raises:
-        RunFailure: if no node is left, with the first node's words.
-    """
-    nodes = sorted(grid.get_node_ids())
-    messages = [Message(describe_content(), node, "query", ttl=timeout) for node in nodes]
-    replies, _ = collect(grid, messages, timeout=timeout, on_reply=lambda done: None)
-    clients: dict[int, Description] = {}
-    problems = []
-    for node in nodes:
-        found = read_description(replies[node]) if node in replies else None
-        if isinstance(found, Description):
-            found = _identified(found, admitted)
-        if isinstance(found, Description) and found.client not in clients:
-            clients[found.client] = found
-        elif isinstance(found, Description):
-            problems.append(f"client {found.client} answered twice")
-        else:
-            words = found.detail if found is not None else "did not answer"
-            client = (admitted or {}).get(node)
-            name = f"node {node}" if client is None else f"client {client}"
-            problems.append(f"{name}: {words}")
-    for problem in problems:
-        logger.warning("left out of the run: %s", problem)
-    if not clients:
-        first = problems[0] if problems else "there are no nodes"
-        raise RunFailure(f"no client can take part: {first}")
-    return clients, problems
-
-
-def _identified(found: Description, admitted: Mapping[int, int] | None) -> Description | BadReply:
-    """The description under the id by which the node was admitted, or why it has none."""
-    client = found.client if admitted is None else admitted.get(found.node_id, UNKNOWN_CLIENT)
-    if client == UNKNOWN_CLIENT:
-        return BadReply(
-            reason="no-client-id", detail="neither its key was admitted nor is it a part"
-        )
-    if found.client not in (UNKNOWN_CLIENT, client):
-        detail = f"admitted as client {client}, says that it is client {found.client}"
-        return BadReply(reason="wrong-client-id", detail=detail)
-    return dataclasses.replace(found, client=client)
-
-
-def collect(
-    grid: Grid,
-    messages: list[Message],
-    *,
-    timeout: float,
-    on_reply: Callable[[int], None],
-) -> tuple[dict[int, Message], bool]:
-    """Sends the messages and gathers the replies by node id until all are there.
-
-    Returns:
-        The replies, and whether the wall-clock guard of `timeout` seconds ended the wait.
-    """
-    waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
-    replies: dict[int, Message] = {}
-    begin = time.monotonic()
-    done, pause = 0, POLL_SECONDS
-    while waiting:
-        arrived = list(grid.pull_messages(list(waiting)))
-        for reply in arrived:
-            waiting.discard(reply.metadata.reply_to_message_id)
-            replies[reply.metadata.src_node_id] = reply
-            done += 1
-            on_reply(done)
-        if waiting and time.monotonic() - begin > timeout:
-            # Our own engines stop working on what nobody waits for; Flower's grid lets it expire.
-            getattr(grid, "forget", lambda message_ids: None)(waiting)
-            return replies, True
-        # Our own engines wait inside of a pull; a real server would answer twenty a second.
-        pause = POLL_SECONDS if arrived else min(1.3 * pause, LONGEST_POLL_SECONDS)
-        if not arrived:
-            time.sleep(pause)
-    return replies, False

@@ -58,8 +58,12 @@ ALLOWED = {
         "update_file",
         "config",
     },
+    "exchange": set(),
+    "roster": {"exchange", "records", "errors"},
     "buffered": {"rounds", "replies", "records", "terms", "saved"},
     "rounds": {
+        "exchange",
+        "roster",
         "downlink",
         "saved",
         "replies",
@@ -113,7 +117,7 @@ APPLICATIONS_ALLOWED = {
     "clients": set(),
     "simulations": {"server", "clients", "reports"},
 }
-FLOWER_FILES = {"fedcunet/records.py", "fedcunet/rounds.py"}
+FLOWER_FILES = {f"fedcunet/{name}.py" for name in ("records", "rounds", "exchange", "roster")}
 
 
 def imports_of(path: Path) -> list[str]:

@@ -14,8 +14,7 @@ from fedcunet.errors import UserError
 from fedcunet.payload import pack
 from fedcunet.records import description_content, read_model, update_content
 from fedcunet.saved import read_saved, write_saved
-from simulations.loopback import LoopbackGrid
-from tests.unit.test_rounds import CONFIG, EXAMPLES, LAYOUT, Watcher, error, no_model
+from tests.made_rounds import CONFIG, EXAMPLES, LAYOUT, Watcher, error, made_server, no_model
 
 BUFFERED = CONFIG.replace(
     federation__mode="buffered",
@@ -48,16 +47,9 @@ def server(seen: list[tuple[int, int]], watcher: Watcher, **changes: Any) -> Buf
         content = update_content(coded, metrics | {"device-seconds": SECONDS[client]})
         return Message(content, reply_to=message)
 
-    return BufferedServer(
-        grid=LoopbackGrid(client_app, [{}] * 4, {}),
-        config=config,
-        layout=LAYOUT,
-        state_N=np.zeros(43, dtype=np.float32),
-        learning_rate=lambda number: 0.1,
-        token="t",
-        inference_model=np.ndarray.tobytes,
-        observer=watcher,
-    )
+    made = made_server(client_app, config, watcher, kind=BufferedServer)
+    assert isinstance(made, BufferedServer)
+    return made
 
 
 def test_the_server_steps_without_waiting_for_the_slowest() -> None:
