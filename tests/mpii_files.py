@@ -1,5 +1,6 @@
 """Small MPII files for tests, in the nesting of the real ones."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,11 @@ def write_images(root: Path, names: Sequence[str]) -> Path:
     for name in names:
         (root / "images" / name).write_bytes(b"not decoded by the reader")
     return root
+
+
+def write_json(root: Path, name: str, records: Any) -> Path:
+    """`records` as the file `annot/NAME` of `root`."""
+    path = root / "annot" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records))
+    return path

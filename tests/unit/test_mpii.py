@@ -1,9 +1,7 @@
-"""The MPII reader: what scipy squeezes, what records lack, 1-based numbers, splits, head sizes."""
+"""The MPII data set: one person from every form, head sizes, splits, scores."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +21,8 @@ from tests.mpii_files import (
     joints,
     person,
     points,
-    struct_array,
     write_images,
+    write_json,
     write_mat,
 )
 
@@ -32,208 +30,18 @@ _MAT = "mpii_human_pose_v1_u12_1.mat"
 _PLACES = np.array(list(joints().values())) - 1.0
 
 
-def _release(tmp_path: Path, *people: dict[str, Any], **fields: Any) -> list[Any]:
-    return read_release(write_mat(tmp_path / _MAT, [image("1.jpg", *people)], **fields))
-
-
-def _json(root: Path, name: str, records: Any) -> Path:
-    path = root / "annot" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records))
-    return path
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_no_one_and_several_people_of_an_image_are_read_alike(tmp_path: Path, number: int) -> None:
-    people = _release(tmp_path, *[person()] * number, single=[list(range(1, number + 1))])
-    assert [p.place for p in people] == [(1, k + 1) for k in range(number)]
-    for found in people:
-        np.testing.assert_allclose(found.points_K2, _PLACES)
-        assert found.labelled_K.all()
-        assert (found.centre, found.scale) == ((129.0, 109.0), 2.0)
-        assert found.is_single
-
-
-def test_points_are_placed_by_their_id_and_one_alone_is_kept(tmp_path: Path) -> None:
-    some = {9: (7.5, -3.0), 2: (4.0, 5.0), 15: (1.0, 1.0)}
-    people = _release(
-        tmp_path, person(annopoints=points(some, order=-1)), person(annopoints=points({4: (8, 9)}))
-    )
-    for found, expected in zip(people, (some, {4: (8, 9)}), strict=True):
-        assert set(np.flatnonzero(found.labelled_K)) == set(expected)
-        for joint, (x, y) in expected.items():
-            assert found.points_K2[joint].tolist() == [x - 1, y - 1]
-        assert (found.points_K2[~found.labelled_K] == 0).all()
-
-
-@pytest.mark.parametrize("visible", [None, EMPTY, 0, 1, "0", "1"])
-def test_occluded_joints_are_labelled_however_visibility_is_written(
-    tmp_path: Path, visible: Any
-) -> None:
-    (found,) = _release(tmp_path, person(annopoints=points(joints(), visible=visible)))
-    assert found.labelled_K.all()
-
-
-def test_people_may_lack_every_field(tmp_path: Path) -> None:
-    names = ("annopoints", "objpos", "scale", "x1")
-    people = _release(
-        tmp_path,
-        *(person(**{name: None}) for name in names),
-        person(annopoints=EMPTY, objpos=EMPTY),
-        {"scale": 3.0, "objpos": {"x": 6.0, "y": 3.0}},
-    )
-    assert [bool(p.labelled_K.any()) for p in people] == [False, True, True, True, False, False]
-    assert [p.centre is None for p in people] == [False, True, False, False, True, False]
-    assert [bool(np.isnan(p.scale)) for p in people] == [False, False, True, False, False, False]
-    assert [p.head_box is None for p in people] == [False, False, False, True, False, True]
-
-
-def test_test_images_and_images_without_annorect_have_no_people(tmp_path: Path) -> None:
-    bare = {"image": {"name": "3.jpg"}, "annorect": EMPTY}
-    path = write_mat(
-        tmp_path / _MAT, [image("1.jpg", person()), image("2.jpg", person()), bare], train=[0, 1, 1]
-    )
-    assert [p.image for p in read_release(path)] == ["2.jpg"]
-
-
-def test_single_person_counts_from_1(tmp_path: Path) -> None:
-    cells = [[2], [], [1, 2]]
-    images = [image(f"{k}.jpg", person(), person()) for k in range(3)]
-    people = read_release(write_mat(tmp_path / _MAT, images, single=cells))
-    assert [p.is_single for p in people] == [False, True, False, False, True, True]
-
-
-def test_activities_and_videos_are_those_of_the_image(tmp_path: Path) -> None:
-    acts = [
-        {"cat_name": "sports", "act_name": "curling", "act_id": 1.0},
-        {"cat_name": EMPTY, "act_name": EMPTY, "act_id": -1.0},
-    ]
-    root = write_images(tmp_path, ["1.jpg", "2.jpg"])
-    images = [image("1.jpg", person(), person(), vidx=7.0), image("2.jpg", person(), vidx=EMPTY)]
-    write_mat(root / _MAT, images, acts=acts)
-    everybody = load("mpii", root, "all").annotations
-    found = {(a.photo, a.category, a.activity, a.video) for a in everybody}
-    assert found <= {("mpii/1", "sports", "curling", 7), ("mpii/2", "", "", -1)}
-    assert len(found) == 2
-
-
-def test_a_joint_in_two_places_is_not_labelled(tmp_path: Path) -> None:
-    records = [{"x": x, "y": 5.0, "id": joint} for x, joint in ((1.0, 3), (2.0, 3), (4.0, 6))]
-    (found,) = _release(tmp_path, person(annopoints={"point": struct_array(records)}))
-    assert np.flatnonzero(found.labelled_K).tolist() == [6]
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"annopoints": points({16: (1, 1)})}, r"expected joint ids 0 to 15, found 16"),
-        ({"annopoints": points({3: (np.nan, 1)})}, r"point\.x: expected a finite number"),
-        ({"annopoints": points({3: (1, 2e7)})}, r"expected coordinates within 100000 pixels"),
-        ({"annopoints": 5.0}, r"annopoints: expected structs, found"),
-        ({"scale": "large"}, r"scale: expected a finite number, found 'large'"),
-        ({"objpos": {"x": np.arange(2.0), "y": 3.0}}, r"objpos\.x: expected a finite number"),
-    ],
-)
-def test_odd_values_are_refused_with_their_place(
-    tmp_path: Path, changes: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(UserError, match=rf"annolist\(1\)\.annorect\(2\).*{text}"):
-        _release(tmp_path, person(), person(**changes))
-
-
-def test_other_mat_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / _MAT
-    path.write_bytes(b"not MATLAB at all")
-    with pytest.raises(UserError, match=r"expected a little-endian \.mat file of version 5 to 7"):
-        read_release(path)
-    savemat(path, {"joints": np.zeros(3)})
-    with pytest.raises(UserError, match="expected a variable named RELEASE, found none"):
-        read_release(path)
-    savemat(path, {"RELEASE": np.zeros(3)})
-    with pytest.raises(UserError, match="RELEASE: expected structs, found"):
-        read_release(path)
-    with pytest.raises(UserError, match=r"img_train for each of 2 images"):
-        read_release(write_mat(path, [image("1.jpg"), image("2.jpg")], train=[1]))
-
-
-def test_json_flags_say_what_is_labelled_and_never_the_sign(tmp_path: Path) -> None:
-    places = hrnet_record("1.jpg")["joints"]
-    places[3], places[5] = [-20.0, 30.0], [-1.0, -1.0]
-    record = hrnet_record("1.jpg", joints=places, joints_vis=[int(k != 5) for k in range(16)])
-    (found,) = read_json(_json(tmp_path, "valid.json", [record]))
-    assert np.flatnonzero(~found.labelled_K).tolist() == [5]
-    assert found.points_K2[3].tolist() == [-21.0, 29.0]
-    assert found.points_K2[5].tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(found.points_K2[6:], _PLACES[6:])
-    assert found.centre == (129.0, 109.0)
-
-
-def test_cpm_json_marks_missing_joints_by_zeros_and_occluded_ones_by_the_flag(
-    tmp_path: Path,
-) -> None:
-    rows = cpm_record("1.jpg")["joint_self"]
-    rows[0], rows[1] = [0.0, -0.0, 0.0], [*rows[1][:2], 0.0]
-    records = [
-        cpm_record("1.jpg", validation=1.0, joint_self=rows),
-        cpm_record("im0001.jpg", dataset="LEEDS"),
-        cpm_record("2.jpg", dataset="MPII"),
-    ]
-    found = read_json(_json(tmp_path, "mpii_annotations.json", records))
-    assert [(p.image, p.is_validation) for p in found] == [("1.jpg", True), ("2.jpg", False)]
-    assert np.flatnonzero(~found[0].labelled_K).tolist() == [0]
-    np.testing.assert_allclose(found[0].points_K2[1:], _PLACES[1:])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"joints": [[1.0, 2.0]] * 15},
-        {"joints": [["1", 2.0]] * 16},
-        {"joints": [[1.0, True]] * 16},
-        {"joints": [[1.0, None]] * 16},
-        {"joints": [[1.0, 2.0], *[[3.0]] * 15]},
-        {"joints": [[1.0, float("nan")]] * 16},
-        {"joints": [[1.0, 10**400]] * 16},
-        {"joints": [[1e9, 1.0]] * 16},
-        {"joints_vis": [2] * 16},
-        {"joints_vis": 1},
-        {"center": [1.0]},
-        {"scale": "2"},
-        {"scale": None},
-        {"image": "../1.jpg"},
-        {"image": ""},
-        {"image": 3},
-    ],
-)
-def test_odd_json_values_are_refused_with_their_person(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    records = [hrnet_record("1.jpg"), hrnet_record("2.jpg", **changes)]
-    with pytest.raises(UserError, match=r"valid\.json: person 1: expected"):
-        read_json(_json(tmp_path, "valid.json", records))
-
-
-@pytest.mark.parametrize("text", ["", "[{]", '{"a": 1}', "[3]", "[" * 100_000, "[1" + "0" * 5000])
-def test_what_is_no_list_of_people_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "valid.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"valid\.json") as caught:
-        read_json(path)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("form", ["mat", "hrnet", "cpm"])
 def test_every_form_gives_the_same_person_box_and_head(tmp_path: Path, form: str) -> None:
     root = write_images(tmp_path, ["1.jpg", "2.jpg"])
     if form == "cpm":
         records = [cpm_record("1.jpg"), cpm_record("2.jpg", validation=1.0)]
-        _json(root, "mpii_annotations.json", records)
+        write_json(root, "mpii_annotations.json", records)
     else:
-        _json(root, "valid.json", [hrnet_record("2.jpg")])
+        write_json(root, "valid.json", [hrnet_record("2.jpg")])
     if form == "mat":
         write_mat(root / _MAT, [image("1.jpg", person()), image("2.jpg", person())])
     elif form == "hrnet":
-        _json(root, "train.json", [hrnet_record("1.jpg")])
+        write_json(root, "train.json", [hrnet_record("1.jpg")])
     for subset, photo in (("train", "mpii/1"), ("test", "mpii/2")):
         people = load("mpii", root, subset)
         (found,) = people.annotations
@@ -254,7 +62,7 @@ def test_head_sizes_come_from_rectangle_scale_or_joints_in_this_order(tmp_path: 
     short = {"annopoints": points({k: xy for k, xy in joints().items() if k != 9})}
     people = [person(), person(x1=None), person(**gone), person(**gone, **short)]
     write_mat(root / _MAT, [image("1.jpg", *people), image("2.jpg", person())], single=[[], [1]])
-    _json(root, "valid.json", [hrnet_record("2.jpg")])
+    write_json(root, "valid.json", [hrnet_record("2.jpg")])
     train = load("mpii", root, "train")
     neck_to_top = np.linalg.norm(_PLACES[9] - _PLACES[8])
     expected = [30.0, 50.0, 0.75 * neck_to_top, np.nan]
@@ -269,7 +77,7 @@ def test_head_sizes_come_from_rectangle_scale_or_joints_in_this_order(tmp_path: 
 
 def test_head_rectangles_of_hrnets_ground_truth_are_used_when_they_belong(tmp_path: Path) -> None:
     root = write_images(tmp_path, ["1.jpg", "2.jpg"])
-    _json(root, "valid.json", [hrnet_record("1.jpg"), hrnet_record("2.jpg")])
+    write_json(root, "valid.json", [hrnet_record("1.jpg"), hrnet_record("2.jpg")])
     boxes = np.array([[90, 20, 120, 60], [1, 1, 7, 9]], dtype=float)
     truth = {
         "headboxes_src": boxes.reshape(2, 2, 2).transpose(1, 2, 0),
@@ -288,7 +96,7 @@ def test_other_people_of_a_validation_image_are_in_no_subset(tmp_path: Path) -> 
     root = write_images(tmp_path, ["1.jpg", "2.jpg"])
     far = person(objpos={"x": 300.0, "y": 90.0})
     write_mat(root / _MAT, [image("1.jpg", far, person()), image("2.jpg", person(), far)])
-    _json(root, "valid.json", [hrnet_record("1.jpg")])
+    write_json(root, "valid.json", [hrnet_record("1.jpg")])
     test, train = load("mpii", root, "test"), load("mpii", root, "train")
     assert [a.photo for a in test.annotations] == ["mpii/1"]
     assert crop_square(test.annotations[0], MPII16)[0].tolist() == [129.0, 139.0]
@@ -298,7 +106,7 @@ def test_other_people_of_a_validation_image_are_in_no_subset(tmp_path: Path) -> 
     # CPM's own list keeps them in training.
     (root / "annot" / "valid.json").unlink()
     records = [cpm_record(name, validation=v) for name, v in (("1.jpg", 1), ("1.jpg", 0))]
-    _json(root, "mpii_annotations.json", [*records, cpm_record("2.jpg")])
+    write_json(root, "mpii_annotations.json", [*records, cpm_record("2.jpg")])
     assert [a.photo for a in load("mpii", root, "train").annotations] == ["mpii/2"]
 
 
@@ -308,7 +116,7 @@ def test_a_listed_person_who_is_not_in_the_mat_still_keeps_the_image_from_traini
     root = write_images(tmp_path, ["1.jpg", "2.jpg"])
     write_mat(root / _MAT, [image("1.jpg", person()), image("2.jpg", person())])
     lists = [hrnet_record("1.jpg", center=[9.0, 9.0]), hrnet_record("2.jpg", scale=2.0004)]
-    _json(root, "valid.json", lists)
+    write_json(root, "valid.json", lists)
     test = load("mpii", root, "test")
     assert [a.photo for a in test.annotations] == ["mpii/2"]
     assert test.problems == (
@@ -347,7 +155,7 @@ def test_a_data_set_in_part_is_used_as_far_as_it_is(tmp_path: Path) -> None:
     root = write_images(tmp_path, ["1.jpg"])
     people = [image(f"{k}.jpg", person(), person(annopoints=EMPTY)) for k in (1, 2, 3)]
     write_mat(root / "mpii_human_pose_v1_u12_2" / _MAT, [*people, image("9.jpg", person())])
-    _json(root, "valid.json", [hrnet_record("9.jpg")])
+    write_json(root, "valid.json", [hrnet_record("9.jpg")])
     train = load("mpii", root, "train")
     assert [a.photo for a in train.annotations] == ["mpii/1"]
     assert train.problems == (
@@ -362,7 +170,7 @@ def test_wrong_use_is_said_in_one_line(tmp_path: Path) -> None:
     root = write_images(tmp_path, ["1.jpg"])
     with pytest.raises(UserError, match=r"expected mpii_human_pose_v1_u12_1\.mat, annot/train"):
         load("mpii", root, "train")
-    _json(root, "valid.json", [hrnet_record("1.jpg")])
+    write_json(root, "valid.json", [hrnet_record("1.jpg")])
     assert len(load("mpii", root, "test").annotations) == 1
     with pytest.raises(UserError, match=r"subset 'train': expected train\.json"):
         load("mpii", root, "train")
@@ -388,7 +196,7 @@ def test_pckh_in_crop_pixels_counts_errors_up_to_half_a_head(tmp_path: Path) -> 
     gone = {"x1": None, "scale": None, "annopoints": points({0: (5, 5), 1: (90, 90)})}
     images = [image("1.jpg", person()), image("2.jpg", person(scale=4.0))]
     write_mat(root / _MAT, [*images, image("3.jpg", person(**gone))])
-    _json(root, "valid.json", [hrnet_record("9.jpg")])
+    write_json(root, "valid.json", [hrnet_record("9.jpg")])
     crops = Crops(load("mpii", root, "train").annotations, MPII16, size=64)
     heads_N = crops.head_sizes()
     np.testing.assert_allclose(heads_N[:2], [30 * 64 / 500, 30 * 64 / 1000])
