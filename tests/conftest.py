@@ -1,5 +1,6 @@
 """Fixtures for all tests: one seed, real data where it exists, and made-up 300-W folders."""
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,3 +83,50 @@ def make_300w(tmp_path: Path, generator: np.random.Generator) -> MakeFaces:
         return root
 
     return make
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+_TINY_FACES = {
+    "helen/trainset": [f"{n}_1.jpg" for n in range(4)],
+    "helen/testset": [f"{n}_1.jpg" for n in range(10, 12)],
+}
+_TINY_SETTING = """
+[model]
+unets = 1
+order = 0
+[federation]
+clients = 2
+rounds = 1
+"""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Function that runs `fedcunet ...` or `simulations ...`: exit code, output, error output."""
+
+    def run(program: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [program, *map(str, arguments)])
+        main = importlib.import_module(f"{program}.__main__").main
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def tiny_root(make_300w: MakeFaces) -> Path:
+    """A folder of 300-W with four faces to train on and two to test on."""
+    return make_300w(_TINY_FACES)
+
+
+@pytest.fixture
+def tiny_setting(tmp_path: Path, tiny_root: Path, measured_dir: Path) -> Path:
+    """A setting file of one round of two clients on these faces."""
+    path = tmp_path / "tiny.toml"
+    state = f'state-dir = "{tmp_path / "clients"}"\nmeasured-dir = "{measured_dir}"\n'
+    data = f'[data]\nname = "300w"\nroot = "{tiny_root}"\n'
+    path.write_text(_TINY_SETTING + state + data)
+    return path

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +9,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import fedcunet.__main__ as library
-import simulations.__main__ as simulations
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68
 from fedcunet.data.images import read_image, write_image
 from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.network import build_network
-
-FACES = {
-    "helen/trainset": [f"{n}_1.jpg" for n in range(4)],
-    "helen/testset": [f"{n}_1.jpg" for n in range(10, 12)],
-}
-SETTING = """
-[model]
-unets = 1
-order = 0
-[federation]
-clients = 2
-rounds = 1
-"""
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Function that runs `fedcunet ...` or `simulations ...`: exit code, output, error output."""
-
-    def run(program: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", [program, *map(str, arguments)])
-        module = {"fedcunet": library, "simulations": simulations}[program]
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture
-def root(make_300w: Callable[..., Path]) -> Path:
-    return make_300w(FACES)
-
-
-@pytest.fixture
-def setting(tmp_path: Path, root: Path, measured_dir: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    state = f'state-dir = "{tmp_path / "clients"}"\nmeasured-dir = "{measured_dir}"\n'
-    path.write_text(SETTING + state + f'[data]\nname = "300w"\nroot = "{root}"\n')
-    return path
+from tests.conftest import Command
 
 
 @pytest.mark.parametrize(
@@ -97,10 +52,10 @@ def test_a_single_unet_needs_no_order(command: Command) -> None:
 
 
 def test_training_then_evaluating_then_predicting(
-    command: Command, root: Path, tmp_path: Path
+    command: Command, tiny_root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "training"
-    arguments = ["--data", "300w", "--root", root, "--unets", 1, "--order", 0, "--size", 64]
+    arguments = ["--data", "300w", "--root", tiny_root, "--unets", 1, "--order", 0, "--size", 64]
     arguments += ["--epochs", 1, "--batch-size", 4, "--bits", "8,2,8", "--out", out, "--json"]
     code, text, _ = command("fedcunet", "train", *arguments)
     assert code == 0
@@ -114,7 +69,7 @@ def test_training_then_evaluating_then_predicting(
         "--data",
         "300w",
         "--root",
-        root,
+        tiny_root,
         "--json",
     )
     result = json.loads(text)
@@ -125,7 +80,7 @@ def test_training_then_evaluating_then_predicting(
     assert result["nme_percent"] == pytest.approx(sum(result["per_landmark"]) / 68, rel=1e-3)
     pictures = tmp_path / "pictures"
     code, text, _ = command(
-        "fedcunet", "predict", root / "helen/testset", "--checkpoint", checkpoint,
+        "fedcunet", "predict", tiny_root / "helen/testset", "--checkpoint", checkpoint,
         "--out", pictures, "--json",
     )  # fmt: skip
     points = json.loads(text)
@@ -140,7 +95,7 @@ def test_training_then_evaluating_then_predicting(
 
 
 def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
-    command: Command, root: Path, tmp_path: Path
+    command: Command, tiny_root: Path, tmp_path: Path
 ) -> None:
     people, out = tmp_path / "people", tmp_path / "training"
     arguments = ["--out", people, "--num-train", 6, "--num-test", 3, "--processes", 1]
@@ -173,7 +128,7 @@ def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
     assert result["mean_shape_percent"] >= 0
     assert result["boxes"] == "square landmark box x 1.5"
     assert "trained on mpii16; of its 16 landmarks the 14 of lsp14 are scored" in err
-    code, text, err = command("fedcunet", "evaluate", "--data", "300w", *arguments, root)
+    code, text, err = command("fedcunet", "evaluate", "--data", "300w", *arguments, tiny_root)
     assert code == 2
     assert text == ""
     assert "trained on mpii16, 300w has face68" in err
@@ -258,7 +213,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 
 def test_the_rate_of_a_joint_that_nobody_has_is_null(
     command: Command,
-    root: Path,
+    tiny_root: Path,
     untrained: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -268,15 +223,15 @@ def test_the_rate_of_a_joint_that_nobody_has_is_null(
         return found
 
     monkeypatch.setattr("fedcunet.commands.evaluate.evaluate_network", nobody_has_the_first)
-    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", root, "--json"]
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", tiny_root, "--json"]
     code, text, _ = command("fedcunet", "evaluate", *arguments)
     assert code == 0
     assert "NaN" not in text
     assert json.loads(text)["per_landmark"][0] is None
 
 
-def test_evaluate_takes_the_flip_test(command: Command, root: Path, untrained: Path) -> None:
-    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", root, "--json"]
+def test_evaluate_takes_the_flip_test(command: Command, tiny_root: Path, untrained: Path) -> None:
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", tiny_root, "--json"]
     found = [
         json.loads(command("fedcunet", "evaluate", *arguments, *options)[1])["nme_percent"]
         for options in ([], ["--flip-test"])
@@ -285,11 +240,11 @@ def test_evaluate_takes_the_flip_test(command: Command, root: Path, untrained: P
 
 
 def test_training_says_once_that_there_is_no_tensorboard(
-    command: Command, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedcunet.commands.train.has_tensorboard", lambda: False)
     monkeypatch.setattr("fedcunet.training.training_log.has_tensorboard", lambda: False)
-    arguments = ["--data", "300w", "--root", root, "--unets", 1, "--order", 0, "--size", 64]
+    arguments = ["--data", "300w", "--root", tiny_root, "--unets", 1, "--order", 0, "--size", 64]
     arguments += ["--epochs", 2, "--batch-size", 4, "--out", tmp_path / "out", "--json"]
     code, text, err = command("fedcunet", "train", *arguments)
     result = json.loads(text)
@@ -308,13 +263,21 @@ def test_checks_find_this_machine_in_order(command: Command) -> None:
 
 
 def test_a_comparison_writes_table_and_reports(
-    command: Command, setting: Path, tmp_path: Path
+    command: Command, tiny_setting: Path, tmp_path: Path
 ) -> None:
-    other = setting.with_name("signs.toml")
-    other.write_text(setting.read_text() + '[update]\ncodec = "sign"\nbits = 1\n')
+    other = tiny_setting.with_name("signs.toml")
+    other.write_text(tiny_setting.read_text() + '[update]\ncodec = "sign"\nbits = 1\n')
     out = tmp_path / "comparison"
     code, text, progress = command(
-        "simulations", "compare", setting, other, "--engine", "loopback", "--out", out, "--json"
+        "simulations",
+        "compare",
+        tiny_setting,
+        other,
+        "--engine",
+        "loopback",
+        "--out",
+        out,
+        "--json",
     )
     table = json.loads(text)
     assert code == 0
@@ -327,101 +290,3 @@ def test_a_comparison_writes_table_and_reports(
     code, text, _ = command("simulations", "report", out)
     assert code == 0
     assert text.strip() == str(out / "report.html")
-
-
-def wrong(text: str) -> Callable[[Path, Path], list[object]]:
-    return lambda setting, root: [part.format(s=setting, r=root) for part in text.split()]
-
-
-TRAIN = "fedcunet train --data 300w --out {r}/o --size 64"
-RUN = "simulations run {s} --engine loopback --out {r}/o"
-WRONG = {
-    "missing folder": (f"{TRAIN} --root {{r}}/absent", "absent"),
-    "folder without images": (f"{TRAIN} --root {{r}}/empty", "empty"),
-    "bits 0": (f"{TRAIN} --root {{r}} --bits 0,1,8", "input bits: expected 2 to 16"),
-    "bits 33": (f"{TRAIN} --root {{r}} --bits 8,1,33", "gradient bits: expected 2 to 16"),
-    "weights at 3 bits": (f"{TRAIN} --root {{r}} --bits 8,3,8", "weight bits: expected 1"),
-    "unknown data set": ("fedcunet train --data coco --root {r} --out {r}/o", "coco"),
-    "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "of dunet, stacked, found 'vgg'"),
-    "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
-    "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
-    "one folder for two data sets": (
-        "fedcunet train --data lsp+mpii --root {r} --out {r}/o --size 64",
-        "lsp+mpii: expected 2 folders",
-    ),
-    "no checkpoint": (
-        "fedcunet evaluate --checkpoint {r}/no --data 300w --root {r}",
-        "not found",
-    ),
-    "image as checkpoint": (
-        "fedcunet evaluate --checkpoint {r}/helen/testset/10_1.jpg --data 300w --root {r}",
-        "not a safetensors file",
-    ),
-    "unknown codec": ("fedcunet codecs --codec edn", "unknown codec 'edn'"),
-    "missing setting": ("simulations run {r}/no.toml", "not found"),
-    "unknown engine": ("simulations run {s} --engine spark", "expected ray or loopback"),
-    "no workers": ("simulations run {s} --num-workers 0", "expected 1 or more"),
-    "data without root": (f"{RUN} --data 300w", "expected --root DIR"),
-    "more clients than photos": (f"{RUN} --clients 500", "500"),
-    "rounds": (f"{RUN} --rounds 0", "federation.rounds: expected 1"),
-    "no run": ("simulations report {r}", "no run"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_one_line_and_exit_code_2(
-    command: Command, setting: Path, root: Path, case: str
-) -> None:
-    (root / "empty").mkdir()
-    text, said = WRONG[case]
-    program, *arguments = wrong(text)(setting, root)
-    code, out, err = command(str(program), *arguments)
-    last = err.strip().splitlines()[-1]
-    assert (code, said in last) == (2, True), err
-    assert last.startswith(f"{program}: ")
-    assert out == ""
-    assert "Traceback" not in err
-    assert not (root / "o" / "metrics.jsonl").exists()
-
-
-def test_a_pts_with_67_points_is_named(command: Command, root: Path) -> None:
-    path = root / "helen/trainset/1_1.pts"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:40], *lines[41:]]))
-    arguments = ["--data", "300w", "--root", root, "--out", root / "o"]
-    code, _, err = command("fedcunet", "train", *arguments)
-    assert code == 2
-    assert "1_1.pts" in err
-    assert "67" in err
-
-
-def test_a_truncated_image_is_named(command: Command, root: Path) -> None:
-    path = root / "helen/trainset/1_1.jpg"
-    path.write_bytes(path.read_bytes()[:300])
-    arguments = ["--data", "300w", "--root", root, "--out", root / "o", "--size", 64]
-    arguments += ["--unets", 1, "--order", 0, "--epochs", 1]
-    code, _, err = command("fedcunet", "train", *arguments)
-    assert code == 2
-    assert "1_1.jpg: expected a whole JPEG image" in err
-
-
-def test_a_run_folder_that_is_taken_is_left_alone(
-    command: Command, setting: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "taken"
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
-    code, _, err = command("simulations", "run", setting, "--engine", "loopback", "--out", out)
-    assert code == 2
-    assert "expected an empty or new folder" in err
-    assert [file.name for file in out.iterdir()] == ["mine.txt"]
-
-
-def test_workers_that_do_not_fit_into_memory_are_refused(
-    command: Command, setting: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simulations.ray_session.free_memory_bytes", lambda: 2 * 10**9)
-    code, _, err = command("simulations", "run", setting, "--num-workers", 64)
-    assert code == 1
-    assert "64 workers need about" in err
-    assert "2.0 GB free: use --num-workers 1" in err

@@ -6,30 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import fedcunet.__main__ as library
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, tensors_sha256
 from fedcunet.training.network import build_network
+from tests.conftest import Command
 
 CONFIG = RunConfig().replace(model__unets=1, model__order=0, quant__bits="8,1,8", quant__alpha=True)
 PARTS = {"weights", "alpha", "batchnorm", "end_layers", "header"}
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Function that runs `fedcunet ...`: exit code, output, error output."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["fedcunet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            library.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
@@ -43,7 +27,9 @@ def test_a_packed_file_is_evaluated_and_predicts(
     command: Command, checkpoint: Path, make_300w: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "network.fcpk"
-    code, text, said = command("export", "--checkpoint", checkpoint, "--out", out, "--json")
+    code, text, said = command(
+        "fedcunet", "export", "--checkpoint", checkpoint, "--out", out, "--json"
+    )
     result = json.loads(text)
     assert code == 0
     assert set(result) == {"bytes", "bytes_by_part", "format"}
@@ -55,13 +41,13 @@ def test_a_packed_file_is_evaluated_and_predicts(
     assert [file.name for file in out.parent.iterdir()] == [out.name]
     root = make_300w({"helen/testset": ["1_1.jpg", "2_1.jpg"]})
     code, text, _ = command(
-        "evaluate", "--checkpoint", out, "--data", "300w", "--root", root, "--json"
+        "fedcunet", "evaluate", "--checkpoint", out, "--data", "300w", "--root", root, "--json"
     )
     assert code == 0
     assert json.loads(text)["images"] == 2
     images = root / "helen/testset"
     code, text, _ = command(
-        "predict", images, "--checkpoint", out, "--out", tmp_path / "pictures", "--json"
+        "fedcunet", "predict", images, "--checkpoint", out, "--out", tmp_path / "pictures", "--json"
     )
     assert code == 0
     assert sorted(json.loads(text)) == ["1_1.jpg", "2_1.jpg"]
@@ -72,7 +58,7 @@ def test_plain_weights_come_back_unchanged(
 ) -> None:
     out = tmp_path / "plain.safetensors"
     arguments = ["--checkpoint", checkpoint, "--out", out, "--format", "safetensors", "--json"]
-    code, text, _ = command("export", *arguments)
+    code, text, _ = command("fedcunet", "export", *arguments)
     result = json.loads(text)
     assert code == 0
     assert result["bytes"] == sum(result["bytes_by_part"].values()) == out.stat().st_size
@@ -87,9 +73,9 @@ def test_a_packed_file_can_be_written_as_plain_weights(
     command: Command, checkpoint: Path, tmp_path: Path
 ) -> None:
     packed, plain = tmp_path / "a.fcpk", tmp_path / "b.safetensors"
-    command("export", "--checkpoint", checkpoint, "--out", packed)
+    command("fedcunet", "export", "--checkpoint", checkpoint, "--out", packed)
     code, text, _ = command(
-        "export", "--checkpoint", packed, "--out", plain, "--format", "safetensors"
+        "fedcunet", "export", "--checkpoint", packed, "--out", plain, "--format", "safetensors"
     )
     assert code == 0
     assert "hidden convolutions" in text
@@ -102,7 +88,9 @@ def test_more_bits_make_a_larger_file(command: Command, checkpoint: Path, tmp_pa
     sizes = []
     for bits in (4, 8, 16):
         out = tmp_path / f"{bits}.fcpk"
-        command("export", "--checkpoint", checkpoint, "--out", out, "--vector-bits", bits)
+        command(
+            "fedcunet", "export", "--checkpoint", checkpoint, "--out", out, "--vector-bits", bits
+        )
         sizes.append(out.stat().st_size)
     assert sizes == sorted(set(sizes))
 
@@ -111,7 +99,7 @@ def test_weights_that_no_setting_quantises_are_halves(command: Command, tmp_path
     config = CONFIG.replace(quant__bits="32,32,32", quant__alpha=False)
     path, out = tmp_path / "model.safetensors", tmp_path / "model.fcpk"
     save_checkpoint(path, build_network(config, 68), config, FACE68)
-    code, text, said = command("export", "--checkpoint", path, "--out", out, "--json")
+    code, text, said = command("fedcunet", "export", "--checkpoint", path, "--out", out, "--json")
     assert code == 0
     assert "weights: float16" in said
     assert json.loads(text)["bytes"] == pytest.approx(path.stat().st_size / 2, rel=0.02)
@@ -134,7 +122,7 @@ def test_wrong_use_is_one_line(
     before = checkpoint.read_bytes()
     given = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "x"), *arguments]
     filled = [part.format(d=tmp_path, c=checkpoint) for part in given]
-    code, out, err = command("export", *filled)
+    code, out, err = command("fedcunet", "export", *filled)
     assert (code, said in err) == (2, True), err
     assert err.startswith("fedcunet: ")
     assert len(err.strip().splitlines()) == 1
@@ -145,10 +133,12 @@ def test_wrong_use_is_one_line(
 
 def test_a_damaged_file_is_one_line(command: Command, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "network.fcpk"
-    command("export", "--checkpoint", checkpoint, "--out", out)
+    command("fedcunet", "export", "--checkpoint", checkpoint, "--out", out)
     content = bytearray(out.read_bytes())
     content[len(content) // 2] ^= 1
     out.write_bytes(bytes(content))
-    code, text, err = command("predict", tmp_path, "--checkpoint", out, "--out", tmp_path / "p")
+    code, text, err = command(
+        "fedcunet", "predict", tmp_path, "--checkpoint", out, "--out", tmp_path / "p"
+    )
     assert (code, text) == (2, "")
     assert f"packed network {out}: damaged" in err

@@ -1,0 +1,106 @@
+"""What is wrong is said in one line, with its exit code, and nothing is half written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+
+
+def wrong(text: str) -> Callable[[Path, Path], list[object]]:
+    return lambda setting, root: [part.format(s=setting, r=root) for part in text.split()]
+
+
+TRAIN = "fedcunet train --data 300w --out {r}/o --size 64"
+RUN = "simulations run {s} --engine loopback --out {r}/o"
+WRONG = {
+    "missing folder": (f"{TRAIN} --root {{r}}/absent", "absent"),
+    "folder without images": (f"{TRAIN} --root {{r}}/empty", "empty"),
+    "bits 0": (f"{TRAIN} --root {{r}} --bits 0,1,8", "input bits: expected 2 to 16"),
+    "bits 33": (f"{TRAIN} --root {{r}} --bits 8,1,33", "gradient bits: expected 2 to 16"),
+    "weights at 3 bits": (f"{TRAIN} --root {{r}} --bits 8,3,8", "weight bits: expected 1"),
+    "unknown data set": ("fedcunet train --data coco --root {r} --out {r}/o", "coco"),
+    "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "of dunet, stacked, found 'vgg'"),
+    "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
+    "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
+    "one folder for two data sets": (
+        "fedcunet train --data lsp+mpii --root {r} --out {r}/o --size 64",
+        "lsp+mpii: expected 2 folders",
+    ),
+    "no checkpoint": (
+        "fedcunet evaluate --checkpoint {r}/no --data 300w --root {r}",
+        "not found",
+    ),
+    "image as checkpoint": (
+        "fedcunet evaluate --checkpoint {r}/helen/testset/10_1.jpg --data 300w --root {r}",
+        "not a safetensors file",
+    ),
+    "unknown codec": ("fedcunet codecs --codec edn", "unknown codec 'edn'"),
+    "missing setting": ("simulations run {r}/no.toml", "not found"),
+    "unknown engine": ("simulations run {s} --engine spark", "expected ray or loopback"),
+    "no workers": ("simulations run {s} --num-workers 0", "expected 1 or more"),
+    "data without root": (f"{RUN} --data 300w", "expected --root DIR"),
+    "more clients than photos": (f"{RUN} --clients 500", "500"),
+    "rounds": (f"{RUN} --rounds 0", "federation.rounds: expected 1"),
+    "no run": ("simulations report {r}", "no run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    command: Command, tiny_setting: Path, tiny_root: Path, case: str
+) -> None:
+    (tiny_root / "empty").mkdir()
+    text, said = WRONG[case]
+    program, *arguments = wrong(text)(tiny_setting, tiny_root)
+    code, out, err = command(str(program), *arguments)
+    last = err.strip().splitlines()[-1]
+    assert (code, said in last) == (2, True), err
+    assert last.startswith(f"{program}: ")
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (tiny_root / "o" / "metrics.jsonl").exists()
+
+
+def test_a_pts_with_67_points_is_named(command: Command, tiny_root: Path) -> None:
+    path = tiny_root / "helen/trainset/1_1.pts"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:40], *lines[41:]]))
+    arguments = ["--data", "300w", "--root", tiny_root, "--out", tiny_root / "o"]
+    code, _, err = command("fedcunet", "train", *arguments)
+    assert code == 2
+    assert "1_1.pts" in err
+    assert "67" in err
+
+
+def test_a_truncated_image_is_named(command: Command, tiny_root: Path) -> None:
+    path = tiny_root / "helen/trainset/1_1.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    arguments = ["--data", "300w", "--root", tiny_root, "--out", tiny_root / "o", "--size", 64]
+    arguments += ["--unets", 1, "--order", 0, "--epochs", 1]
+    code, _, err = command("fedcunet", "train", *arguments)
+    assert code == 2
+    assert "1_1.jpg: expected a whole JPEG image" in err
+
+
+def test_a_run_folder_that_is_taken_is_left_alone(
+    command: Command, tiny_setting: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "taken"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    code, _, err = command("simulations", "run", tiny_setting, "--engine", "loopback", "--out", out)
+    assert code == 2
+    assert "expected an empty or new folder" in err
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+
+
+def test_workers_that_do_not_fit_into_memory_are_refused(
+    command: Command, tiny_setting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.ray_session.free_memory_bytes", lambda: 2 * 10**9)
+    code, _, err = command("simulations", "run", tiny_setting, "--num-workers", 64)
+    assert code == 1
+    assert "64 workers need about" in err
+    assert "2.0 GB free: use --num-workers 1" in err
