@@ -78,6 +78,12 @@ def test_nodes_that_were_left_out_are_listed_with_their_reasons(
     assert "i8-w1-g8-eden2: client 1: <b>" in both.text
 
 
+def test_where_the_time_went_is_told(run_page: Page) -> None:
+    text = " ".join(run_page.text.split())
+    assert "1 min 31 s training; 7.0 s coding, all clients together" in text
+    assert "53.0 s waiting for clients; 3.0 s aggregating, 11.0 s evaluating" in text
+
+
 def test_clients_are_listed_with_device_and_split_device_time(run_page: Page) -> None:
     description = chart(run_page, "Device time by client")
     assert description.count("uplink") == 8

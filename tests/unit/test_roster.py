@@ -34,3 +34,8 @@ def test_a_node_whose_key_was_not_admitted_and_one_without_an_id_are_left_out() 
     ids, left_out = described([0, UNKNOWN_CLIENT], None)
     assert ids == [0]
     assert left_out == ["node 2: neither its key was admitted nor is it a part"]
+
+
+def test_of_two_nodes_that_say_one_id_the_second_is_left_out() -> None:
+    ids, left_out = described([0, 1, 1], None)
+    assert (ids, left_out) == ([0, 1], ["client 1 answered twice"])
