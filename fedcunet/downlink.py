@@ -63,7 +63,9 @@ class Received:
     """What a client has after a parcel."""
 
     visible: Visible
-    change_N: np.ndarray | None  # the last global step as both sides know it; None after a snapshot
+    # The round's step of the visible model as both sides know it; None after a snapshot, and where
+    # the round made none.
+    change_N: np.ndarray | None
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -225,10 +227,12 @@ def receive(
         raise NeedsSnapshot("no model that the differences start from is kept here")
     known, state_N, change_N = ids.index(held.model_id), held.state_N, None
     for index, payload in enumerate(payloads):
-        if index >= known or index == len(payloads) - 1:  # the last is the change, known or not
-            change_N = _decoded(payload, difference_payload(layout, config, _round_of(payload)))
-        if index >= known:
-            state_N = values.keep(state_N + change_N)
+        made = _round_of(payload)
+        is_change = made == round_number  # and no earlier round's, where this one made none
+        if index >= known or is_change:
+            step_N = _decoded(payload, difference_payload(layout, config, made))
+            state_N = values.keep(state_N + step_N) if index >= known else state_N
+            change_N = step_N if is_change else None
     return Received(Visible(ids[-1], state_N), change_N)
 
 

@@ -203,6 +203,20 @@ def test_both_sides_predict_an_update_from_the_same_change() -> None:
     assert unasked.downlink.reference(0) is None
 
 
+def test_a_step_of_an_earlier_round_is_no_prediction() -> None:
+    exact = {"downlink__codec": "float16", "downlink__bits": 16.0, "downlink__snapshot_bits": 32.0}
+    federation = Federation(CONFIG.replace(update__prediction=True, **exact))
+    for _ in range(2):
+        federation.begin()
+        federation.fetch(0)
+    federation.round = 3
+    federation.downlink.begin_round(3, federation.kept[0].state_N)  # brings nothing
+    federation.fetch(0)
+    assert federation.downlink.reference(1) is None
+    assert federation.fetch(1).change_N is None  # though the second round's step was sent
+    assert federation.kept[1].state_N.tolist() == federation.kept[0].state_N.tolist()
+
+
 def test_float32_models_are_whole_and_exact() -> None:
     federation = Federation(CONFIG.replace(downlink__codec="float32", downlink__bits=32.0))
     for _ in range(3):
