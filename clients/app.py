@@ -131,7 +131,8 @@ def train(message: Message, context: Context) -> Message:
     )
     coded = hostile_payload(attack, coded)
     encode_seconds = time.perf_counter() - begin
-    metrics = _metrics(result, coded, len(task.blob), layout, config, _device(context))
+    bytes_down = int(values[terms.BYTES_DOWN])  # more than this message's after a snapshot
+    metrics = _metrics(result, coded, bytes_down, layout, config, _device(context))
     metrics |= {NUM_EXAMPLES_KEY: len(crops), "encode-seconds": encode_seconds}
     return Message(update_content(coded, metrics), reply_to=message)
 

@@ -100,12 +100,16 @@ class Downlink:
         self._differences: deque[tuple[int, bytes]] = deque()
         self._held: dict[int, tuple[int, bytes]] = {}  # client -> round and id of what it has
         self._sent: dict[int, bytes] = {}  # client -> id of what it has after this round's parcel
-        self._whole: tuple[bytes, bytes] | None = None  # id and parcel of this round, once made
-        self._change_N: np.ndarray | None = None  # of the visible model in this round
+        # Once made in this round: id that a client comes to and its parcel, whole and by the id of
+        # what it has. Most have the same, and one object is sent to all of them.
+        self._whole: tuple[bytes, bytes] | None = None
+        self._parcels: dict[bytes, tuple[bytes, bytes]] = {}
+        self._change_N: np.ndarray | None = None  # of the visible model in this round, to predict
 
     def begin_round(self, round_number: int, state_N: np.ndarray) -> None:
         """Moves the visible model towards the global one."""
-        self._round, self._whole, self._sent, self._change_N = round_number, None, {}, None
+        self._round, self._whole, self._parcels, self._sent = round_number, None, {}, {}
+        self._change_N = None
         if not self._config.downlink.coded:
             self._visible_N = state_N
             return
@@ -114,8 +118,10 @@ class Downlink:
             return
         expected = difference_payload(self._layout, self._config, round_number)
         payload = pack(missing_N, expected)
-        self._change_N = _decoded(payload, expected)
-        self._visible_N = self._range.keep(self._visible_N + self._change_N)
+        change_N = _decoded(payload, expected)
+        self._visible_N = self._range.keep(self._visible_N + change_N)
+        if self._config.update.prediction:
+            self._change_N = change_N
         self._differences.append((round_number, payload))
         # Nobody is ever sent more of them than a snapshot takes.
         total = sum(len(payload) for _, payload in self._differences)
@@ -138,9 +144,12 @@ class Downlink:
         last_round, model_id = self._held.get(client, (0, self._first_id))
         if not self._config.downlink.coded or last_round < self._base_round:
             return self.snapshot(client)
-        payloads = [payload for number, payload in self._differences if number > last_round]
-        self._sent[client] = _ids(model_id, payloads)[-1]
-        return _parcel(DIFFERENCES, model_id, payloads)
+        if model_id not in self._parcels:
+            payloads = [payload for number, payload in self._differences if number > last_round]
+            parcel = _parcel(DIFFERENCES, model_id, payloads)
+            self._parcels[model_id] = _ids(model_id, payloads)[-1], parcel
+        self._sent[client], parcel = self._parcels[model_id]
+        return parcel
 
     def snapshot(self, client: int) -> bytes:
         """The whole visible model, for a client whose state does not suffice."""
@@ -151,6 +160,10 @@ class Downlink:
         self._sent[client] = self._whole[0]
         return self._whole[1]
 
+    def got_snapshot(self, client: int) -> bool:
+        """Whether the client was sent the whole model in this round."""
+        return self._whole is not None and self._sent[client] == self._whole[0]
+
     def delivered(self, client: int) -> None:
         """The client's answer shows that it has what it was sent in this round."""
         if self._config.downlink.coded:
@@ -158,8 +171,7 @@ class Downlink:
 
     def reference(self, client: int) -> np.ndarray | None:
         """The prediction of the client's update: the last global step, where it knows that."""
-        got_snapshot = self._whole is not None and self._sent[client] == self._whole[0]
-        return self._change_N if self._config.update.prediction and not got_snapshot else None
+        return None if self.got_snapshot(client) else self._change_N
 
     def saved(self) -> Saved:
         """What `restore` needs."""

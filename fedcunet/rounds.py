@@ -41,6 +41,7 @@ from fedcunet.roster import describe_clients
 from fedcunet.saved import Saved
 from fedcunet.terms import (
     ACKNOWLEDGED,
+    BYTES_DOWN,
     CLIENT,
     LEARNING_RATE,
     LOCAL_KEYS,
@@ -241,7 +242,10 @@ class Server:
         lost = [
             client
             for client, reply in exchange.replies.items()
-            if isinstance(reply, BadReply) and reply.reason == "needs-snapshot"
+            if isinstance(reply, BadReply)
+            and reply.reason == "needs-snapshot"
+            # Who says so of a whole model says so of the next one too.
+            and not self.downlink.got_snapshot(client)
         ]
         if lost:
             parcels = {client: self.downlink.snapshot(client) for client in sorted(lost)}
@@ -253,7 +257,8 @@ class Server:
     ) -> None:
         """Sends each client its parcel and reads the replies."""
         timeout = self.config.federation.timeout_seconds
-        messages = self._messages(parcels, round_number, rate)
+        exchange.bytes_down.update({client: len(parcel) for client, parcel in parcels.items()})
+        messages = self._messages(parcels, exchange.bytes_down, round_number, rate)
         answers, guard_fired = collect(
             self.grid,
             messages,
@@ -261,8 +266,7 @@ class Server:
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
         exchange.guard_fired |= guard_fired
-        for client, parcel in parcels.items():
-            exchange.bytes_down[client] += len(parcel)
+        for client in parcels:
             message = answers.get(self.clients[client].node_id)
             exchange.replies.pop(client, None)
             if message is not None:
@@ -330,7 +334,11 @@ class Server:
         return values | {ROUND: round_number, TOKEN: self.token}
 
     def _messages(
-        self, parcels: Mapping[int, bytes], round_number: int, rate: float
+        self,
+        parcels: Mapping[int, bytes],
+        bytes_down: Mapping[int, int],
+        round_number: int,
+        rate: float,
     ) -> list[Message]:
         wanted = num_wanted(self.config, len(self.clients))
         shared = self._shared(round_number) | {LEARNING_RATE: rate, WANTED: wanted}
@@ -338,6 +346,7 @@ class Server:
         # The largest first: with few workers nobody waits long for the last one.
         for client in sorted(parcels, key=lambda one: -self.clients[one].num_examples):
             own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
+            own[BYTES_DOWN] = bytes_down[client]
             content = model_content(parcels[client], shared | own)
             node = self.clients[client].node_id
             # Nobody waits longer: a node that comes back later must not train for nothing.

@@ -14,11 +14,12 @@ from fedcunet.layout import Layout
 SERVER = 0  # sender of the model's payload; clients send as their id + 1
 
 # Config keys of train and evaluate messages beside those of the setting.
-ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, TOKEN, PART, WANTED = (
+ROUND, LEARNING_RATE, CLIENT, ACKNOWLEDGED, BYTES_DOWN, TOKEN, PART, WANTED = (
     "round",
     "learning-rate",
     "client",
     "acknowledged-round",
+    "bytes-down",  # of the models sent to the client in this round, this message's among them
     "run-token",
     "part",
     "wanted-updates",

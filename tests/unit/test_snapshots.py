@@ -1,0 +1,118 @@
+"""Rounds in which clients say that they lost the model: what they are sent, once, and at what cost.
+
+Real parcels over the loopback; a client here keeps its model in a dictionary.
+"""
+
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message
+
+from fedcunet import rounds, terms
+from fedcunet.downlink import NeedsSnapshot, Visible, first_model, receive
+from fedcunet.payload import pack
+from fedcunet.records import (
+    NEEDS_SNAPSHOT,
+    description_content,
+    error_reply,
+    read_model,
+    update_content,
+)
+from simulations.loopback import LoopbackGrid
+from tests.unit.test_downlink import CONFIG, LAYOUT, LENGTH, first_state
+from tests.unit.test_rounds import Watcher
+
+NUM_CLIENTS, STUBBORN = 3, 2
+Sent = list[tuple[int, int, bytes, int]]  # round, client, parcel, bytes-down of the message
+
+
+def run(num_rounds: int, *, loses_at: int = 0, **changes: Any) -> tuple[Sent, Watcher]:
+    """Client 1 loses its model before round `loses_at`; `STUBBORN` refuses whatever it gets."""
+    config = CONFIG.replace(federation__rounds=num_rounds, **changes)
+    kept: dict[int, Visible] = {}
+    sent: Sent = []
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, 5, "laptop"), reply_to=message)
+        parcel, values = read_model(message)
+        number = int(values["round"])
+        first_of_round = (number, client) not in {one[:2] for one in sent}
+        sent.append((number, client, parcel, int(values["bytes-down"])))
+        if (number, client) == (loses_at, 1) and first_of_round:
+            kept[client] = Visible(bytes(16), np.zeros(LENGTH, dtype=np.float32))
+        try:
+            if client == STUBBORN:
+                raise NeedsSnapshot("never")
+            received = receive(
+                parcel,
+                config,
+                LAYOUT,
+                number,
+                held=kept.get(client),
+                first=lambda: first_model(first_state()),
+            )
+        except NeedsSnapshot as error:
+            return error_reply(message, str(error), code=NEEDS_SNAPSHOT)
+        kept[client] = received.visible
+        update_N = np.random.default_rng([number, client]).normal(0, 0.02, LENGTH)
+        expected = terms.update_payload(LAYOUT, config, number, client)
+        coded = pack(update_N.astype(np.float32), expected)
+        return Message(update_content(coded, {"num-examples": 5, "loss": 1.0}), reply_to=message)
+
+    watcher = Watcher()
+    rounds.Server(
+        grid=LoopbackGrid(client_app, [{}] * NUM_CLIENTS, {}),
+        config=config,
+        layout=LAYOUT,
+        state_N=first_state(),
+        learning_rate=lambda number: 0.1,
+        token="t",
+        inference_model=np.ndarray.tobytes,
+        observer=watcher,
+    ).run()
+    return sent, watcher
+
+
+def of(sent: Sent, number: int, client: int) -> list[bytes]:
+    return [parcel for n, who, parcel, _ in sent if (n, who) == (number, client)]
+
+
+def test_a_client_that_lost_its_model_gets_a_snapshot_at_once_and_both_are_counted() -> None:
+    sent, watcher = run(4, loses_at=3)
+    differences, snapshot = of(sent, 3, 1)
+    assert len(differences) < 0.2 * LENGTH < 0.9 * LENGTH < len(snapshot)
+    lines = {(line.round, line.client): line for line in watcher.clients}
+    assert lines[3, 1].outcome == "accepted"
+    assert lines[3, 1].bytes_down == len(differences) + len(snapshot)
+    # The client knows what it was sent before, and takes its time for both.
+    assert [down for n, who, _, down in sent if (n, who) == (3, 1)] == [
+        len(differences),
+        len(differences) + len(snapshot),
+    ]
+    assert len(of(sent, 4, 1)) == 1  # afterwards differences apply again
+    assert len(of(sent, 4, 1)[0]) < 0.2 * LENGTH
+    assert watcher.lines[2].bytes_down == sum(len(parcel) for n, _, parcel, _ in sent if n == 3)
+
+
+def test_a_client_that_always_asks_for_a_snapshot_gets_one_a_round_and_costs_itself_only() -> None:
+    sent, watcher = run(3)
+    for line in watcher.lines:
+        assert line.outcome == "committed"
+        assert line.replies == {"accepted": 2, "needs-snapshot": 1}
+        assert line.bytes_down == sum(len(p) for n, _, p, _ in sent if n == line.round)
+    assert [len(of(sent, number, STUBBORN)) for number in (1, 2, 3)] == [2, 2, 2]
+
+
+def test_whole_models_are_not_sent_again() -> None:
+    sent, watcher = run(2, downlink__codec="float32", downlink__bits=32.0)
+    assert watcher.lines[0].replies == {"accepted": 2, "needs-snapshot": 1}
+    assert [len(of(sent, number, STUBBORN)) for number in (1, 2)] == [1, 1]
+
+
+def test_clients_that_have_the_same_are_sent_one_object() -> None:
+    sent, _ = run(3, loses_at=3)
+    for number in (1, 2, 3):
+        assert of(sent, number, 0)[0] is of(sent, number, 1)[0]
+    assert of(sent, 3, 1)[1] is of(sent, 3, STUBBORN)[1]  # the snapshot
