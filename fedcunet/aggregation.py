@@ -177,6 +177,7 @@ class ServerOptimizer:
             self._parameter.copy_(torch.from_numpy(state_N))
         self._parameter.grad = torch.from_numpy(-mean_update_N)
         self._optimizer.step()
+        self._parameter.grad = None  # not kept until the next round
         new_N: np.ndarray = self._parameter.detach().numpy().copy()
         new_N = np.where(self._is_statistic_N, state_N + mean_update_N, new_N)
         return self._range.keep(new_N)
