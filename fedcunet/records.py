@@ -58,6 +58,8 @@ UNKNOWN_CLIENT = -1
 # More examples than any client has: a count decides a client's weight in the mean.
 MAX_EXAMPLES = 10**7
 MAX_METRICS = 64
+MAX_METRIC = 1e30  # no sum of so small ones over clients and examples overflows
+MAX_SECONDS = 1e9  # of a metric that ends so; beside more a virtual clock would stand still
 MAX_NAME_LENGTH = 64
 MAX_DETAIL_LENGTH = 300
 
@@ -71,7 +73,7 @@ class Reply:
     node_id: int
     blob: bytes
     num_examples: int
-    metrics: dict[str, int | float]  # finite; without the number of examples
+    metrics: dict[str, int | float]  # in their ranges; without the number of examples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +276,7 @@ def read_evaluation(message: Message) -> EvaluationReply | BadReply:
 def _read_metrics(
     record: object, max_examples: int
 ) -> tuple[int, dict[str, int | float]] | BadReply:
-    """The number of examples and the other metrics, all of them finite."""
+    """The number of examples and the other metrics, all of them finite and no larger than sane."""
     if not isinstance(record, MetricRecord):
         raise ValueError(f"record '{METRICS_KEY}' is a {type(record).__name__}, not a MetricRecord")
     if len(record) > MAX_METRICS:
@@ -287,6 +289,9 @@ def _read_metrics(
             return _bad("bad-metrics", f"the name {str(name)[:20]!r}... is too long")
         if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
             return _bad("bad-metrics", f"metric '{name}' is {value!r}, not a finite number")
+        low, high = (0, MAX_SECONDS) if name.endswith("seconds") else (-MAX_METRIC, MAX_METRIC)
+        if not low <= value <= high:  # type: ignore[operator]
+            return _bad("bad-metrics", f"'{name}' is {value!r}, expected {low:g} to {high:g}")
         metrics[name] = value  # type: ignore[assignment]
     num_examples = record.get(NUM_EXAMPLES_KEY)
     # A float, even 3.0, is not a count; NaN would pass every comparison that is written badly.

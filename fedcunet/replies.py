@@ -49,7 +49,7 @@ class RoundLine:
     outcome: Literal["committed", "abandoned"]
     reason: str
     replies: dict[str, int]  # accepted, and a count of each reason
-    train_loss: float | None  # mean of the accepted clients', weighted by examples
+    train_loss: float | None  # mean of the accepted that tell one, weighted by examples
     bytes_up: int
     bytes_down: int
     device_seconds: float  # of the slowest client that was waited for
@@ -221,8 +221,9 @@ class RoundReplies:
     ) -> RoundLine:
         """The round in figures."""
         accepted = [line for line in self.lines if line.outcome == "accepted"]
-        weights = [line.num_examples for line in accepted]
-        losses = [line.metrics.get("loss", math.nan) for line in accepted]
+        told = [line for line in accepted if "loss" in line.metrics]
+        weights = [line.num_examples for line in told]
+        losses = [line.metrics["loss"] for line in told]
         waited = [line.metrics.get("device-seconds", 0.0) for line in accepted]
         deadline = self.config.federation.deadline_seconds
         if any(line.outcome == "late" for line in self.lines):
@@ -232,7 +233,7 @@ class RoundReplies:
             outcome="abandoned" if reason else "committed",
             reason=reason,
             replies=dict(Counter(line.outcome for line in self.lines)),
-            train_loss=float(np.average(losses, weights=weights)) if accepted else None,
+            train_loss=float(np.average(losses, weights=weights)) if told else None,
             bytes_up=sum(line.bytes_up for line in self.lines),
             bytes_down=sum(line.bytes_down for line in self.lines),
             device_seconds=float(max(waited, default=0.0)),
