@@ -30,6 +30,7 @@ from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.saved import Saved, read_saved, write_saved
+from fedcunet.terms import TEST
 from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation
 
@@ -215,8 +216,7 @@ class RunRecorder:
             if path.exists():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 whole = [line for line in lines if line.endswith("\n")]
-                kept = [line for line in whole if json.loads(line)["round"] <= last_round]
-                write_atomically(path, "".join(kept))
+                write_atomically(path, "".join(line for line in whole if _holds(line, last_round)))
 
     def examples(
         self,
@@ -279,6 +279,12 @@ def check_setting(folder: Path, config: RunConfig) -> None:
                 f"run folder {folder}: expected {key} = {before[key]!r} as the run was begun with, "
                 f"found {value!r}"
             )
+
+
+def _holds(line: str, last_round: int) -> bool:
+    """Whether a line of `LISTS` was written before the save: of its rounds, and no final test."""
+    values = json.loads(line)
+    return bool(values["round"] <= last_round and values.get("part") != TEST)
 
 
 def _client_object(line: ClientLine) -> dict[str, Any]:

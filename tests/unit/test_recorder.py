@@ -1,0 +1,62 @@
+"""The run folder of a run that goes on: its lists hold each line once."""
+
+import json
+from pathlib import Path
+
+from fedcunet.client_evaluation import ClientEvaluation, ClientScore
+from fedcunet.config import RunConfig
+from fedcunet.replies import RoundLine
+from fedcunet.saved import Saved
+from server.recorder import RunRecorder
+
+
+def line(number: int) -> RoundLine:
+    return RoundLine(
+        round=number,
+        outcome="committed",
+        reason="",
+        replies={"accepted": 1},
+        train_loss=1.0,
+        bytes_up=5,
+        bytes_down=7,
+        device_seconds=2.0,
+        seconds=1.0,
+        aggregate_seconds=0.5,
+        learning_rate=0.1,
+        reproducible=True,
+    )
+
+
+def answers(number: int, part: str) -> ClientEvaluation:
+    score = ClientScore(
+        round=number,
+        client=0,
+        outcome="accepted",
+        detail="",
+        num_examples=2,
+        percent=9.0,
+        bytes_up=11,
+        bytes_down=13,
+    )
+    return ClientEvaluation(part=part, scores=(score,))
+
+
+def test_lines_after_the_last_save_are_cut_off_and_those_of_the_final_test(tmp_path: Path) -> None:
+    config = RunConfig()
+    recorder = RunRecorder(tmp_path, config)
+    for number in (1, 2):
+        recorder.round(line(number), [], None, None)
+        recorder.client_evaluation(answers(number, "validation"), "nme_percent")
+        recorder.save({"server": Saved(facts={"round": number})})
+    totals, figures = dict(recorder.totals), dict(recorder.client_figures)
+    # The run is stopped after its final test, before its summary.
+    recorder.client_evaluation(answers(2, "test"), "nme_percent")
+    recorder.close()
+    resumed = RunRecorder(tmp_path, config, resume=True)
+    assert (dict(resumed.totals), resumed.client_figures) == (totals, figures)
+    resumed.client_evaluation(answers(2, "test"), "nme_percent")
+    resumed.close()
+    text = (tmp_path / "client_evaluations.jsonl").read_text()
+    found = [(score["part"], score["round"]) for score in map(json.loads, text.splitlines())]
+    assert found == [("validation", 1), ("validation", 2), ("test", 2)]
+    assert resumed.client_figures["evaluation_bytes_down"] == 3 * 13
