@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedcunet.errors import UserError
 from fedcunet.records import BadReply, Reply
 from fedcunet.replies import RoundReplies
 from fedcunet.rounds import Server
@@ -43,6 +44,18 @@ class BufferedServer(Server):
     clock: float = 0.0  # seconds
     at_work: list[_Answer] = field(default_factory=list)  # a heap by arrival
 
+    def _check_clients(self) -> None:
+        """As of `Server`; of a run that goes on, answers of clients that are gone are dropped."""
+        count = num_wanted(self.config, len(self.clients))
+        if count < self.config.federation.buffer_size:
+            raise UserError(
+                f"federation.buffer-size: expected at most {count}, the clients that are at work "
+                f"({self.config.federation.fraction:g} of {len(self.clients)}, "
+                f"federation.fraction), found {self.config.federation.buffer_size}"
+            )
+        self.at_work = [answer for answer in self.at_work if answer.client in self.clients]
+        heapq.heapify(self.at_work)
+
     def run_round(self, round_number: int) -> None:
         """Fills the free places, waits for the next `buffer-size` answers, steps."""
         begin, began = time.perf_counter(), self.clock
@@ -50,7 +63,7 @@ class BufferedServer(Server):
         self.downlink.begin_round(round_number, self.state_N)
         guard_fired = self._fill(round_number, rate)
         wanted = self.config.federation.buffer_size
-        arrived = [heapq.heappop(self.at_work) for _ in range(min(wanted, len(self.at_work)))]
+        arrived = [heapq.heappop(self.at_work) for _ in range(wanted)]
         self.clock = max([self.clock, *(answer.seconds for answer in arrived)])
         judged = RoundReplies(
             config=self.config,
@@ -86,7 +99,7 @@ class BufferedServer(Server):
             seconds = 0.0
             if isinstance(reply, Reply):
                 self.downlink.delivered(client)
-                seconds = max(0.0, float(reply.metrics.get("device-seconds", 0.0)))
+                seconds = float(reply.metrics.get("device-seconds", 0.0))
             arrival, down = self.clock + seconds, exchange.bytes_down[client]
             heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
         return exchange.guard_fired

@@ -131,12 +131,12 @@ class Server:
 
         Raises:
             RunFailure: no client can be reached.
-            UserError: they are too few for the setting's aggregation.
+            UserError: they are too few for the setting.
         """
         self.clients, self.left_out = describe_clients(
             self.grid, self.config.federation.timeout_seconds, self.admitted
         )
-        check_breakdown(self.config, len(self.clients))
+        self._check_clients()
         num_rounds = self.config.federation.rounds
         self.observer.save(self.saved())  # the clients' state has its name from the start
         for round_number in range(self.round + 1, num_rounds + 1):
@@ -144,6 +144,10 @@ class Server:
             self.round = round_number
             self.observer.save(self.saved())
         self.observer.tested(self._evaluate(num_rounds, TEST))
+
+    def _check_clients(self) -> None:
+        """Raises UserError if the clients that are there are too few."""
+        check_breakdown(self.config, len(self.clients))
 
     def saved(self) -> dict[str, Saved]:
         """What `restore` needs, after a round."""

@@ -60,7 +60,7 @@ ALLOWED = {
     },
     "exchange": set(),
     "roster": {"exchange", "records", "errors"},
-    "buffered": {"rounds", "replies", "records", "terms", "saved"},
+    "buffered": {"rounds", "replies", "records", "terms", "saved", "errors"},
     "rounds": {
         "exchange",
         "roster",

@@ -109,3 +109,37 @@ def test_what_does_not_go_with_a_buffer_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=said):
             BUFFERED.replace(**change)  # type: ignore[arg-type]
+
+
+def test_a_buffer_larger_than_the_clients_at_work_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError) as refusal:
+        server([], Watcher(), federation__buffer_size=3, federation__fraction=0.5).run()
+    assert str(refusal.value) == (
+        "federation.buffer-size: expected at most 2, the clients that are at work (0.5 of 4, "
+        "federation.fraction), found 3"
+    )
+
+
+def test_an_answer_of_a_client_that_is_gone_after_a_stop_is_dropped() -> None:
+    stopped = server([], Watcher(), federation__rounds=1)
+    stopped.run()
+    watcher = Watcher()
+    resumed = server([], watcher)
+    resumed.restore(stopped.saved())
+    assert {answer.client for answer in resumed.at_work} == {2, 3}
+    assert isinstance(resumed.grid, LoopbackGrid)
+    resumed.grid = LoopbackGrid(resumed.grid._client_app, [{}] * 2, {})
+    resumed.run()
+    assert {line.client for line in watcher.clients} == {0, 1}
+    assert len(watcher.lines) == 5
+
+
+@pytest.mark.parametrize("seconds", [1e300, -1.0])
+def test_seconds_that_no_device_takes_cost_the_answer_and_leave_the_clock(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "SECONDS", (1.0, 2.0, seconds, 100.0))
+    watcher = Watcher()
+    server([], watcher).run()
+    assert {line.outcome for line in watcher.clients if line.client == 2} == {"bad-metrics"}
+    assert 0 < sum(line.device_seconds for line in watcher.lines) < 100
