@@ -8,11 +8,11 @@ import pytest
 from flwr.app import Context, Message
 
 from fedcunet import terms
-from fedcunet.buffered import BufferedServer
+from fedcunet.buffered import BufferedServer, _Answer
 from fedcunet.downlink import receive
 from fedcunet.errors import UserError
 from fedcunet.payload import pack
-from fedcunet.records import description_content, read_model, update_content
+from fedcunet.records import BadReply, Reply, description_content, read_model, update_content
 from fedcunet.saved import read_saved, write_saved
 from tests.made_rounds import CONFIG, EXAMPLES, LAYOUT, Watcher, error, made_server, no_model
 
@@ -143,3 +143,30 @@ def test_seconds_that_no_device_takes_cost_the_answer_and_leave_the_clock(
     server([], watcher).run()
     assert {line.outcome for line in watcher.clients if line.client == 2} == {"bad-metrics"}
     assert 0 < sum(line.device_seconds for line in watcher.lines) < 100
+
+
+def test_the_round_in_which_an_answer_began_is_acknowledged_and_lines_are_in_the_order_of_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(globals(), "SECONDS", (2.0, 1.0, 2.5, 100.0))  # client 1 is first
+    watcher = Watcher()
+    federation = server([], watcher, federation__rounds=2)
+    federation.run()
+    assert [(line.round, line.client) for line in watcher.clients[:2]] == [(1, 0), (1, 1)]
+    assert federation.acknowledged == {0: 1, 1: 1, 2: 1}
+
+
+def test_answers_of_every_kind_are_saved(tmp_path: Path) -> None:
+    reply = Reply(node_id=1, blob=b"", num_examples=10, metrics={"loss": 0.1, "steps": 3})
+    bad = BadReply(reason="error-reply", detail="the disk is full")
+    before, after = server([], Watcher()), server([], Watcher())
+    before.at_work = [
+        _Answer(float(client), client, 1, one, 7) for client, one in enumerate((reply, bad, None))
+    ]
+    write_saved(tmp_path / "state", before.saved())
+    after.restore(read_saved(tmp_path / "state"))
+    assert [(a.seconds, a.client, a.started, a.reply, a.bytes_down) for a in after.at_work] == [
+        (0.0, 0, 1, reply, 7),
+        (1.0, 1, 1, bad, 7),
+        (2.0, 2, 1, None, 7),
+    ]

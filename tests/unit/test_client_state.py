@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from clients.state import ClientState, forget_old_runs
+from fedcunet.downlink import Visible
 
 
 @pytest.fixture
@@ -67,3 +68,16 @@ def test_only_runs_that_nobody_wrote_for_a_while_are_forgotten(tmp_path: Path) -
     forget_old_runs(tmp_path, days=7)
     forget_old_runs(tmp_path / "none", days=7)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_model_comes_back_with_its_id_and_one_that_is_unfit_does_not(state: ClientState) -> None:
+    assert state.visible(4) is None
+    state.keep_visible(Visible(bytes(range(16)), vector(0.5)))
+    found = state.visible(4)
+    assert found is not None
+    assert (found.model_id, found.state_N.tolist()) == (bytes(range(16)), [0.5] * 4)
+    assert state.visible(5) is None
+    state.model_path.write_bytes(state.model_path.read_bytes()[:-5])
+    assert state.visible(4) is None
+    state.keep_visible(Visible(bytes(16), vector(np.nan)))
+    assert state.visible(4) is None

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from fedcunet.client_evaluation import ClientEvaluation, ClientScore
 from fedcunet.config import RunConfig
 from fedcunet.replies import RoundLine
@@ -60,3 +62,21 @@ def test_lines_after_the_last_save_are_cut_off_and_those_of_the_final_test(tmp_p
     found = [(score["part"], score["round"]) for score in map(json.loads, text.splitlines())]
     assert found == [("validation", 1), ("validation", 2), ("test", 2)]
     assert resumed.client_figures["evaluation_bytes_down"] == 3 * 13
+
+
+def test_a_round_that_is_done_again_has_one_point_in_tensorboard_and_time_goes_on(
+    tmp_path: Path,
+) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.seconds_before = 100.0
+    recorder.round(line(1), [], None, None)
+    recorder.save({"server": Saved(facts={"round": 1})})
+    recorder.round(line(2), [], None, None)  # and stopped before it was saved
+    recorder.close()
+    resumed = RunRecorder(tmp_path, RunConfig(), resume=True)
+    assert resumed.seconds_before >= 100
+    resumed.round(line(2), [], None, None)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("bytes/up")] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

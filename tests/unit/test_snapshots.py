@@ -3,12 +3,14 @@
 Real parcels over the loopback; a client here keeps its model in a dictionary.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message
 
 from fedcunet import rounds, terms
+from fedcunet.buffered import BufferedServer
 from fedcunet.downlink import NeedsSnapshot, Visible, first_model, receive
 from fedcunet.payload import pack
 from fedcunet.records import (
@@ -26,8 +28,32 @@ NUM_CLIENTS, STUBBORN = 3, 2
 Sent = list[tuple[int, int, bytes, int]]  # round, client, parcel, bytes-down of the message
 
 
-def run(num_rounds: int, *, loses_at: int = 0, **changes: Any) -> tuple[Sent, Watcher]:
-    """Client 1 loses its model before round `loses_at`; `STUBBORN` refuses whatever it gets."""
+class Gone(LoopbackGrid):
+    """Node 2 is gone when it is sent a second message of a round: it gets none, and no id."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        second = len(messages) < NUM_CLIENTS
+        return list(
+            super().push_messages(
+                [one for one in messages if not (second and one.metadata.dst_node_id == 2)]
+            )
+        )
+
+
+def run(
+    num_rounds: int,
+    *,
+    loses_at: int = 0,
+    fails_at: int = 0,
+    grid: type[LoopbackGrid] = LoopbackGrid,
+    kind: type[rounds.Server] = rounds.Server,
+    **changes: Any,
+) -> tuple[Sent, Watcher]:
+    """Client 1 loses its model, or fails before it has read the message, in one of the rounds.
+
+    `STUBBORN` refuses whatever it gets.
+    """
     config = CONFIG.replace(federation__rounds=num_rounds, **changes)
     kept: dict[int, Visible] = {}
     sent: Sent = []
@@ -40,6 +66,8 @@ def run(num_rounds: int, *, loses_at: int = 0, **changes: Any) -> tuple[Sent, Wa
         number = int(values["round"])
         first_of_round = (number, client) not in {one[:2] for one in sent}
         sent.append((number, client, parcel, int(values["bytes-down"])))
+        if (number, client) == (fails_at, 1):
+            raise ValueError("the disk is full")
         if (number, client) == (loses_at, 1) and first_of_round:
             kept[client] = Visible(bytes(16), np.zeros(LENGTH, dtype=np.float32))
         try:
@@ -62,8 +90,8 @@ def run(num_rounds: int, *, loses_at: int = 0, **changes: Any) -> tuple[Sent, Wa
         return Message(update_content(coded, {"num-examples": 5, "loss": 1.0}), reply_to=message)
 
     watcher = Watcher()
-    rounds.Server(
-        grid=LoopbackGrid(client_app, [{}] * NUM_CLIENTS, {}),
+    kind(
+        grid=grid(client_app, [{}] * NUM_CLIENTS, {}),
         config=config,
         layout=LAYOUT,
         state_N=first_state(),
@@ -116,3 +144,25 @@ def test_clients_that_have_the_same_are_sent_one_object() -> None:
     for number in (1, 2, 3):
         assert of(sent, number, 0)[0] is of(sent, number, 1)[0]
     assert of(sent, 3, 1)[1] is of(sent, 3, STUBBORN)[1]  # the snapshot
+
+
+def test_a_client_that_failed_is_sent_what_it_missed() -> None:
+    sent, watcher = run(3, fails_at=2)
+    [parcel] = of(sent, 3, 1)
+    assert 0.25 * LENGTH < len(parcel) < 0.4 * LENGTH  # two differences
+    assert watcher.lines[2].replies == {"accepted": 2, "needs-snapshot": 1}
+
+
+def test_a_client_that_is_gone_before_its_snapshot_has_not_replied() -> None:
+    sent, watcher = run(3, loses_at=3, grid=Gone)
+    [line] = [line for line in watcher.clients if (line.round, line.client) == (3, 1)]
+    assert (line.outcome, line.bytes_up) == ("no-reply", 0)
+    assert line.bytes_down == len(of(sent, 3, 1)[0]) + len(of(sent, 3, STUBBORN)[1])
+
+
+def test_in_a_buffer_too_each_client_is_sent_what_it_does_not_have() -> None:
+    buffered = {"federation__mode": "buffered", "federation__buffer_size": NUM_CLIENTS}
+    sent, watcher = run(4, kind=BufferedServer, **buffered)
+    assert len(watcher.lines) == 4
+    for number in (2, 3, 4):
+        assert len(of(sent, number, 0)[0]) < 0.2 * LENGTH

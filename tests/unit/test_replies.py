@@ -1,0 +1,80 @@
+"""The replies of one round with BatchNorm statistics, stale updates, and metrics left out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedcunet.config import RunConfig
+from fedcunet.layout import Layout
+from fedcunet.payload import pack
+from fedcunet.records import Description, Reply
+from fedcunet.replies import RoundLine, RoundReplies
+from fedcunet.terms import update_payload
+
+LAYOUT = Layout.from_tensors(
+    {"a.weight": (4,), "n.running_mean": (1,), "n.running_var": (1,)},
+    fine={"n.running_mean", "n.running_var"},
+)
+CONFIG = RunConfig().replace(update__codec="float32", update__bits=32)
+STATE = np.array([0, 0, 0, 0, 0, 1], dtype=np.float32)
+
+
+def judged(
+    rows: list[list[float]],
+    *,
+    config: RunConfig = CONFIG,
+    started: Mapping[int, int] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> RoundReplies:
+    """The updates of clients 0, 1, … with one example each in round 4."""
+    facts: dict[str, Any] = {"num_examples": 1, "num_validation": 0, "num_test": 0}
+    replies = RoundReplies(
+        config=config,
+        layout=LAYOUT,
+        clients={
+            client: Description(
+                node_id=client + 1, client=client, device="", memory_bytes=0, **facts
+            )
+            for client in range(len(rows))
+        },
+        number=4,
+        bytes_down=dict.fromkeys(range(len(rows)), 0),
+        started=started or {},
+    )
+    for client, row in enumerate(rows):
+        began = replies.started.get(client, 4)
+        blob = pack(np.array(row, np.float32), update_payload(LAYOUT, config, began, client))
+        told = dict({"loss": 1.0} if metrics is None else metrics)
+        reply = Reply(node_id=client + 1, blob=blob, num_examples=1, metrics=told)
+        replies.judge(client, reply)
+    return replies
+
+
+def line_of(replies: RoundReplies) -> RoundLine:
+    return replies.line("", 0.1, seconds=1.0, aggregate_seconds=0.5, reproducible=True)
+
+
+def test_a_stale_step_is_shorter_and_stale_statistics_are_not() -> None:
+    mean_N = judged([[1, 1, 1, 1, 3, 5]], started={0: 1}).mean(STATE, 1)
+    assert mean_N == pytest.approx([0.5, 0.5, 0.5, 0.5, 3, 5])  # 1 / sqrt(1 + 3)
+
+
+def test_with_privacy_variances_are_averaged_without_the_spread_of_the_means() -> None:
+    rows = [[0, 0, 0, 0, 1, 2], [0, 0, 0, 0, 3, 4]]
+    private = CONFIG.replace(privacy__clip_norm=10.0)
+    assert judged(rows).mean(STATE, 2) == pytest.approx([0, 0, 0, 0, 2, 3 + 1])
+    assert judged(rows, config=private).mean(STATE, 2) == pytest.approx([0, 0, 0, 0, 2, 3])
+
+
+def test_a_statistic_beyond_all_measure_is_refused() -> None:
+    replies = judged([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 2e9]])
+    assert replies.mean(STATE, 1) == pytest.approx([0, 0, 0, 0, 1, 1])
+    assert [line.outcome for line in replies.lines] == ["accepted", "too-large"]
+
+
+def test_a_round_whose_clients_tell_no_loss_has_none() -> None:
+    rows = [[0.0] * 6]
+    assert line_of(judged(rows)).train_loss == 1.0
+    assert line_of(judged(rows, metrics={})).train_loss is None
