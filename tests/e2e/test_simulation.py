@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.devices import profile_named
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, load
 from fedcunet.data.partition import hold_back
@@ -194,6 +195,9 @@ def test_differences_go_down_and_a_lost_model_costs_a_snapshot(
     bits = [8 * line["bytes_down"] / length for line in clients[6:]]
     # A difference of 1 bit to all; on top of it a snapshot of 8 bits to those who lost theirs.
     assert bits == pytest.approx([9, 9, 1], rel=0.02)
+    for line in clients:  # the device takes its time for both
+        rate = profile_named(line["device"]).downlink_bytes_per_second
+        assert line["device_seconds"]["downlink"] == pytest.approx(line["bytes_down"] / rate)
     assert not list(folder.rglob("*.safetensors"))
 
 
