@@ -14,6 +14,7 @@ from fedcunet.errors import UserError
 from fedcunet.payload import pack
 from fedcunet.records import BadReply, Reply, description_content, read_model, update_content
 from fedcunet.saved import read_saved, write_saved
+from simulations.loopback import LoopbackGrid
 from tests.made_rounds import CONFIG, EXAMPLES, LAYOUT, Watcher, error, made_server, no_model
 
 BUFFERED = CONFIG.replace(

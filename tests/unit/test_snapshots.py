@@ -21,8 +21,8 @@ from fedcunet.records import (
     update_content,
 )
 from simulations.loopback import LoopbackGrid
-from tests.unit.test_downlink import CONFIG, LAYOUT, LENGTH, first_state
-from tests.unit.test_rounds import Watcher
+from tests.made_rounds import Watcher, made_server
+from tests.unit.test_downlink import CONFIG, LAYOUT, LENGTH
 
 NUM_CLIENTS, STUBBORN = 3, 2
 Sent = list[tuple[int, int, bytes, int]]  # round, client, parcel, bytes-down of the message
@@ -79,7 +79,7 @@ def run(
                 LAYOUT,
                 number,
                 held=kept.get(client),
-                first=lambda: first_model(first_state()),
+                first=lambda: first_model(np.zeros(LENGTH, dtype=np.float32)),
             )
         except NeedsSnapshot as error:
             return error_reply(message, str(error), code=NEEDS_SNAPSHOT)
@@ -90,16 +90,9 @@ def run(
         return Message(update_content(coded, {"num-examples": 5, "loss": 1.0}), reply_to=message)
 
     watcher = Watcher()
-    kind(
-        grid=grid(client_app, [{}] * NUM_CLIENTS, {}),
-        config=config,
-        layout=LAYOUT,
-        state_N=first_state(),
-        learning_rate=lambda number: 0.1,
-        token="t",
-        inference_model=np.ndarray.tobytes,
-        observer=watcher,
-    ).run()
+    server = made_server(client_app, config, watcher, kind=kind, layout=LAYOUT)
+    server.grid = grid(client_app, [{}] * NUM_CLIENTS, {})
+    server.run()
     return sent, watcher
 
 
