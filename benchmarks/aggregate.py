@@ -1,6 +1,6 @@
 """Memory and time of averaging many updates of DU-Net(4), and of Flower's FedAvg beside it.
 
-    PYTHONPATH=. python benchmarks/aggregate.py [--updates N] [--decoded N] [--rule R] [--out FILE]
+    python benchmarks/aggregate.py [--updates N] [--decoded N] [--rule R] [--out FILE]
 
 The packed updates, N copies of one, are all in memory; of these `--decoded` are admitted, decoded,
 checked and added as in a round of the server, and the time of all follows from theirs (updates are

@@ -1,6 +1,6 @@
 """Virtual time to a given error: rounds that wait for stragglers against a buffer that does not.
 
-    PYTHONPATH=. python benchmarks/asynchronous.py [--data faces --root DIR] [--out DIR]
+    python benchmarks/asynchronous.py [--data faces --root DIR] [--out DIR]
         [--clients 16] [--at-work 8] [--buffer 4] [--rounds 16] [--target PERCENT]
         [--fleet phone-low:2,phone-mid:4,tablet:1,laptop:1]
 
@@ -14,9 +14,12 @@ and asynchronous.png.
 
 import argparse
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `server`, `simulations`
 
 import numpy as np
 from matplotlib.figure import Figure

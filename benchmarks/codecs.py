@@ -1,6 +1,6 @@
 """Codecs against the information limit and against peers: error at equal bytes, speed, means.
 
-    PYTHONPATH=. python benchmarks/codecs.py [--only TABLE] [--length N] [--seed S]
+    python benchmarks/codecs.py [--only TABLE] [--length N] [--seed S]
         [--peer-python PYTHON ...] [--out FILE.json] [--picture FILE.png]
 
 Two tables, on one thread, everything counted (header, scales, side information, checksum):

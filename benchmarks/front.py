@@ -1,8 +1,8 @@
 """Final error against total bytes: float32, EDEN and trellis updates over whole federated runs.
 
-    PYTHONPATH=. python benchmarks/front.py --data 300w --root DIR [--out DIR] [--seeds 3]
+    python benchmarks/front.py --data 300w --root DIR [--out DIR] [--seeds 3]
         [--unets 1] [--bits 8,1,8] [--rounds 12] [--size 64] [--only WORD ...]
-    PYTHONPATH=. python benchmarks/front.py --report [--out DIR]      what is there, at any time
+    python benchmarks/front.py --report [--out DIR]      what is there, at any time
 
 The settings differ in how updates go up and models come down, and in nothing else: 8 clients by
 source, half of them a round, BW-alpha weights, Adam, cosine. float32 and EDEN get the whole model
@@ -15,10 +15,13 @@ import argparse
 import fcntl
 import json
 import logging
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `server`, `simulations`
 
 from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """Which allocation of an update's bits pays: by tensor, channel, latent weight, or prediction.
 
-    PYTHONPATH=. python benchmarks/where_bits_go.py [--data 300w --root DIR] [--cache FILE.npz]
+    python benchmarks/where_bits_go.py [--data 300w --root DIR] [--cache FILE.npz]
         [--rounds N] [--clients N] [--examples N] [--out FILE.json]
 
 Collects updates of DU-Net(1) at 64x64 from a few clients by the project's own training (binary
