@@ -17,7 +17,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.commands.options import JsonOption
+from fedcunet.commands.options import (
+    IterativeOption,
+    JsonOption,
+    ModelOption,
+    OrderOption,
+    SupervisionsOption,
+    UnetsOption,
+    order_of,
+)
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, SCHEMES
 from fedcunet.errors import RunFailure
@@ -25,40 +33,14 @@ from fedcunet.models.dunet import convolution_parameters
 from fedcunet.training.checkpoint import float32_bytes, model_bytes
 from fedcunet.training.network import build_network
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Kind of network: dunet, or stacked (hourglasses).")
-]
-OrderOption = Annotated[
-    int | None,
-    typer.Option(
-        "--order", help="K of a DU-Net's order-K connectivity.", show_default="1; of one U-Net 0"
-    ),
-]
-SupervisionsOption = Annotated[
-    int, typer.Option("--supervisions", help="Number of U-Nets with a head; 0: all.")
-]
-IterativeOption = Annotated[
-    bool, typer.Option("--iterative", help="A second, refined pass through the same U-Nets.")
-]
-
 NEEDED = ("torch", "numpy", "opencv-python-headless", "scipy", "safetensors", "matplotlib")
 FOR_FEDERATION = ("flwr", "ray", "tensorboard", "tomli-w")
 MIN_FREE_BYTES = 2 * 10**9  # disk for made data, caches and a few runs
 
 
-def order_of(model: str, unets: int, order: int | None) -> int:
-    """The order as given, else 1, the paper's; a single U-Net has order 0 only.
-
-    Says so on standard error if an order was given for a network that has none.
-    """
-    if model == "stacked" and order is not None:
-        print("--order has no effect with --model stacked", file=sys.stderr)
-    return int(unets > 1) if order is None else order
-
-
 def sizes(
     model: ModelOption = "dunet",
-    unets: Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")] = 4,
+    unets: UnetsOption = 4,
     order: OrderOption = None,
     supervisions: SupervisionsOption = 0,
     iterative: IterativeOption = False,

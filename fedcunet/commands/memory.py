@@ -11,13 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedcunet.commands.machine import (
+from fedcunet.commands.options import (
+    DeviceOption,
+    GradientScaleOption,
     IterativeOption,
+    JsonOption,
     ModelOption,
+    OptimizerOption,
     OrderOption,
+    ThreadsOption,
+    UnetsOption,
     order_of,
 )
-from fedcunet.commands.options import JsonOption
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
@@ -36,7 +41,7 @@ SWEEP_DIR = Path(".fedcunet/memory")
 
 def memory(
     model: ModelOption = "dunet",
-    unets: Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")] = 4,
+    unets: UnetsOption = 4,
     order: OrderOption = None,
     iterative: IterativeOption = False,
     landmarks: Annotated[int, typer.Option("--landmarks", help="68: faces, 16: MPII.")] = 16,
@@ -52,15 +57,13 @@ def memory(
             show_default="ranged with float32 storage, else source",
         ),
     ] = None,
-    gradient_scale: Annotated[
-        str, typer.Option("--gradient-scale", help="A scale a channel, or a tensor.")
-    ] = "channel",
+    gradient_scale: GradientScaleOption = "channel",
     storage: Annotated[
         str, typer.Option("--storage", help="float32 (plain autograd), packed or frugal.")
     ] = "float32",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")] = "rmsprop",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[int, typer.Option("--threads", help="Of torch.")] = 1,
+    optimizer: OptimizerOption = "rmsprop",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 1,
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Timed steps; the shortest counts.")
     ] = 3,

@@ -1,5 +1,6 @@
 """Options and steps that the commands on networks share."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedcunet.data import DATASETS, AnnotationSet, load
 from fedcunet.errors import UserError
 
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Kind of network: dunet, or stacked (hourglasses).")
+]
+UnetsOption = Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")]
+OrderOption = Annotated[
+    int | None,
+    typer.Option(
+        "--order", help="K of a DU-Net's order-K connectivity.", show_default="1; of one U-Net 0"
+    ),
+]
+SupervisionsOption = Annotated[
+    int, typer.Option("--supervisions", help="Number of U-Nets with a head; 0: all.")
+]
+IterativeOption = Annotated[
+    bool, typer.Option("--iterative", help="A second, refined pass through the same U-Nets.")
+]
+GradientScaleOption = Annotated[
+    str, typer.Option("--gradient-scale", help="A scale a channel, or a tensor.")
+]
+OptimizerOption = Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Of torch.")]
 DataOption = Annotated[
     str,
     typer.Option("--data", help=f"Data set: {', '.join(DATASETS)}; several to train on: lsp+mpii."),
@@ -31,6 +53,16 @@ BoxesOption = Annotated[
     str, typer.Option("--boxes", help="Faces: landmarks (square box x 1.25) or given.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+
+
+def order_of(model: str, unets: int, order: int | None) -> int:
+    """The order as given, else 1, the paper's; a single U-Net has order 0 only.
+
+    Says so on standard error if an order was given for a network that has none.
+    """
+    if model == "stacked" and order is not None:
+        print("--order has no effect with --model stacked", file=sys.stderr)
+    return int(unets > 1) if order is None else order
 
 
 def progress_bar(console: Console) -> Progress:

@@ -10,21 +10,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedcunet.commands.machine import (
-    IterativeOption,
-    ModelOption,
-    OrderOption,
-    SupervisionsOption,
-    order_of,
-)
 from fedcunet.commands.options import (
     BoxesOption,
     DataOption,
     DeviceOption,
     FlipTestOption,
+    GradientScaleOption,
+    IterativeOption,
     JsonOption,
+    ModelOption,
+    OptimizerOption,
+    OrderOption,
     RootOption,
+    SupervisionsOption,
+    ThreadsOption,
+    UnetsOption,
     load_subset,
+    order_of,
     progress_bar,
 )
 from fedcunet.config import RunConfig, UpdateConfig
@@ -39,7 +41,7 @@ def train(
     root: RootOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints and history.")],
     model: ModelOption = "dunet",
-    unets: Annotated[int, typer.Option("--unets", help="Number of U-Nets, n.")] = 4,
+    unets: UnetsOption = 4,
     order: OrderOption = None,
     supervisions: SupervisionsOption = 0,
     supervision: Annotated[
@@ -57,9 +59,7 @@ def train(
         str,
         typer.Option("--input-quantizer", help="ranged, source, or paper (its literal form)."),
     ] = "ranged",
-    gradient_scale: Annotated[
-        str, typer.Option("--gradient-scale", help="A scale a channel, or a tensor.")
-    ] = "channel",
+    gradient_scale: GradientScaleOption = "channel",
     storage: Annotated[
         str,
         typer.Option("--storage", help="What a step keeps: float32, packed or frugal."),
@@ -71,10 +71,10 @@ def train(
     schedule: Annotated[
         str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
     ] = "paper",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="rmsprop, sgd, adam.")] = "rmsprop",
+    optimizer: OptimizerOption = "rmsprop",
     boxes: BoxesOption = "landmarks",
     flip_test: FlipTestOption = False,
-    threads: Annotated[int, typer.Option("--threads", help="Of torch.")] = 1,
+    threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out.")] = False,
