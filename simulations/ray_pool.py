@@ -214,7 +214,7 @@ class WorkerPool:
             self._call_messages = min(MAX_CALL_MESSAGES, 2 * num_done)
         self.peak_worker_bytes = max(self.peak_worker_bytes, answers.worker_bytes)
         if answers.outgrown:
-            self._replace(worker, f"it had grown to {answers.worker_bytes / 1e9:.1f} GB")
+            self._replace(worker, "it had outgrown its share of memory")
         return [
             (task, _read(packed, task))
             for task, packed in zip(tasks, answers.replies, strict=False)
