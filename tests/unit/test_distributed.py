@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,16 +76,28 @@ def test_outside_of_torchrun_the_team_says_how_to_start(monkeypatch: pytest.Monk
 
 
 SCRIPT = """
-import json, sys, torch
+import dataclasses, json, sys, torch
+import torch.distributed as dist
 from fedcunet.config import RunConfig, UpdateConfig
 from fedcunet.training.checkpoint import tensors_sha256
 from fedcunet.training.distributed import team_of_torchrun
 from fedcunet.training.network import build_network
 
-codec, bits = sys.argv[1], float(sys.argv[2])
 config = RunConfig().replace(model__unets=1, model__order=0, quant__bits="8,1,8", quant__alpha=True)
-update = UpdateConfig(codec=codec, bits=bits, error_feedback="off" if codec == "float32" else "on")
-with team_of_torchrun(update, 1) as team:
+FLOAT32 = UpdateConfig(codec="float32", bits=32, error_feedback="off")
+SIGN = UpdateConfig(codec="sign", bits=1, error_feedback="on")
+TRELLIS = UpdateConfig(codec="trellis", bits=1, error_feedback="off")
+handed, lengths = 0, []
+all_gather = dist.all_gather
+
+def watched(parts, own):
+    global handed
+    handed += own.nbytes
+    if own.dtype == torch.int64:
+        lengths.append(int(own))
+    all_gather(parts, own)
+
+def trained(team):
     model = build_network(config, 3)
     replica = team.replica(model)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -96,38 +109,68 @@ with team_of_torchrun(update, 1) as team:
     own = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
     different = float(sum(value.double().sum() for value in own.values()))
     team.average_statistics(model)
-    with open(f"{sys.argv[3]}/{team.rank}.json", "w") as file:
-        json.dump([tensors_sha256(model), team.bytes_per_step(), different], file)
+    return {
+        "model": tensors_sha256(model), "bytes_per_step": team.bytes_per_step(),
+        "bytes": team.bytes_sent, "statistics": different, "handed": handed, "lengths": lengths,
+    }
+
+dist.all_gather = watched
+with team_of_torchrun(FLOAT32, 1) as first:
+    found = {}
+    for update in (FLOAT32, SIGN, TRELLIS):
+        handed, lengths = 0, []
+        team = dataclasses.replace(first, update=update, _residual={}, _layouts={}, _fine={})
+        found[update.codec] = trained(team)
+with open(f"{sys.argv[1]}/{first.rank}.json", "w") as file:
+    json.dump(found, file)
 """
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("codec", "bits"), [("float32", 32), ("sign", 1)])
-def test_two_processes_end_with_one_model_and_send_what_the_codec_says(
-    codec: str, bits: int, tmp_path: Path
-) -> None:
-    script = tmp_path / "train.py"
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found in three steps, by codec."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script), codec, str(bits), str(tmp_path)]
+    command += ["--nproc-per-node", "2", str(script), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert one[0] == other[0]
-    assert one[2] != other[2]  # they did see different images
-    assert one[1] == other[1]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("codec", ["float32", "sign", "trellis"])
+def test_two_processes_end_with_one_model_and_send_what_the_codec_says(
+    two_processes: list[dict[str, Any]], codec: str
+) -> None:
+    one, other = (found[codec] for found in two_processes)
+    assert one["model"] == other["model"]
+    assert one["statistics"] != other["statistics"]  # they did see different images
+    assert one["bytes"] == other["bytes"]
     model = build_network(RunConfig().replace(model__unets=1, model__order=0), 3)
     if codec == "float32":
-        assert one[1] == 4 * sum(parameter.numel() for parameter in model.parameters())
+        values = sum(parameter.numel() for parameter in model.parameters())
+        assert one["bytes_per_step"] == 4 * values
         return
     layout = network_layout(model)
     fine = dict(zip(layout.names, layout.fine, strict=True))
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     whole = Layout.from_tensors(shapes, {name for name in shapes if fine[name]})
-    payload, most = Expected(
-        layout=whole, run_seed=1, round=0, sender=0, codec=codec, bits=bits
+    least, most = Expected(
+        layout=whole, run_seed=1, round=0, sender=0, codec=codec, bits=1
     ).payload_limits
-    assert payload == most  # a bit a value, whatever the values
+    if codec == "sign":
+        assert least == most  # a bit a value, whatever the values
     # DDP sends a few buckets, each with a header and a checksum.
-    assert payload <= one[1] < payload + 5 * (OVERHEAD_BYTES + 8)
+    assert least <= one["bytes_per_step"] < most + 5 * (OVERHEAD_BYTES + 8)
+
+
+def test_the_bytes_counted_are_those_sent_also_where_payloads_differ_in_length(
+    two_processes: list[dict[str, Any]],
+) -> None:
+    assert two_processes[0]["trellis"]["lengths"] != two_processes[1]["trellis"]["lengths"]
+    for found in two_processes:
+        for codec in ("sign", "trellis"):
+            assert found[codec]["bytes"] == found[codec]["handed"] > sum(found[codec]["lengths"])

@@ -123,6 +123,19 @@ def test_a_client_that_missed_rounds_gets_what_is_smaller(missed: int) -> None:
         assert federation.error(1) == pytest.approx(federation.error(0), rel=0.2)
 
 
+def test_a_parcel_that_comes_twice_gives_the_same_model_and_the_same_change() -> None:
+    federation = Federation()
+    for _ in range(3):
+        federation.begin()
+    parcel = federation.downlink.parcel(0)
+    first, again = federation.fetch(0, parcel), federation.fetch(0, parcel)
+    assert again.visible.model_id == first.visible.model_id
+    assert again.visible.state_N.tolist() == first.visible.state_N.tolist()
+    assert first.change_N is not None
+    assert again.change_N is not None
+    assert again.change_N.tolist() == first.change_N.tolist()
+
+
 def test_after_a_snapshot_differences_apply_again_and_are_the_same_bytes_for_all() -> None:
     federation = Federation()
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""What a Ray worker says of its memory, tried in this process; nothing here starts Ray."""
+"""A Ray worker's calls and what it says of its memory, in this process; nothing starts Ray."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,9 @@ from simulations.tasks import Node
 from flwr.app import Message  # isort: skip  (after fedcunet.environment)
 
 
-def answers(share_bytes: int, free: int, monkeypatch: pytest.MonkeyPatch) -> Answers:
+def answers(
+    share_bytes: int, free: int, monkeypatch: pytest.MonkeyPatch, num_messages: int = 1
+) -> Answers:
     from fedcunet.records import set_task_identity
 
     set_task_identity(1, 0)
@@ -25,7 +27,7 @@ def answers(share_bytes: int, free: int, monkeypatch: pytest.MonkeyPatch) -> Ans
     process = worker.set_up("tests.toy_client_app:app", {3: node}, 1, share_bytes, folder)
     assert process == os.getpid()
     message = Message(model_content(b"model", {}), dst_node_id=3, message_type="train")
-    return worker.answer([Request(message, 3, [])], {})
+    return worker.answer([Request(message, 3, [])] * num_messages, {})
 
 
 def test_a_worker_over_its_share_is_outgrown_only_where_memory_is_short(
@@ -42,3 +44,16 @@ def test_an_answer_carries_reply_time_and_memory(monkeypatch: pytest.MonkeyPatch
     assert len(read_update(unpack_reply(packed)).blob) == 32
     assert answer.seconds > 0
     assert answer.worker_bytes == pytest.approx(own_memory_bytes(), rel=0.2)
+
+
+def test_a_call_ends_when_its_time_is_over_or_its_replies_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_worker, "CALL_SECONDS", 1e6)
+    assert len(answers(10**12, 10**12, monkeypatch, 3).replies) == 3
+    size = len(answers(10**12, 10**12, monkeypatch).replies[0].pickled)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_worker, "CALL_BYTES", size + size // 2)
+        assert len(answers(10**12, 10**12, monkeypatch, 3).replies) == 2
+    monkeypatch.setattr(ray_worker, "CALL_SECONDS", 0.0)
+    assert len(answers(10**12, 10**12, monkeypatch, 3).replies) == 1

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from fedcunet.codecs import CODECS, make_seed
+from fedcunet.codecs.allocation import Statistics, Tensors
 from fedcunet.codecs.densities import NUM_CLASSES, SHAPES, class_weights, table_of
 from fedcunet.codecs.entropy import FrequencyTable, LaneDecoder, encode_lanes
 from fedcunet.codecs.escapes import escapes_length, pack_escapes, unpack_escapes
 from fedcunet.codecs.rangecoder import RangeDecoder, RangeEncoder
 from fedcunet.codecs.thinning import WHOLE, kept_values
-from fedcunet.codecs.trellis import TrellisCodec
+from fedcunet.codecs.trellis import TrellisCodec, _Job
 from fedcunet.codecs.viterbi import NUM_STATES, next_states, search
 
 SEED = make_seed(1, 2, 3, "test")
@@ -82,6 +83,40 @@ def test_values_of_which_a_share_is_coded_come_back_right_on_average() -> None:
         )
     ]
     np.testing.assert_allclose(slope, 1, atol=0.08)
+
+
+def test_a_tensor_of_a_few_large_values_is_coded_whole() -> None:
+    # By its deviation, of which the many small values decide, a share of it would do.
+    vector, lengths = gaussian(40_000), (20_000, 20_000)
+    vector[20_000:] *= np.float32(1e-3)
+    vector[20_000::200] = 30
+    for number in range(3):
+        terms = {"bits": 0.5, "seed": make_seed(number, 0, 0, "test"), "segments": lengths}
+        body = CODECS["trellis"].encode(vector, **terms)
+        decoded = CODECS["trellis"].decode(body, length=40_000, **terms)
+        assert (decoded[20_000::200] > 10).all()
+
+
+def test_a_class_that_there_is_none_of_is_refused() -> None:
+    one = np.ones(1, dtype=np.int64)
+    tensors = Tensors(
+        coded=one, classes=one * NUM_CLASSES, shapes=one, octaves=one * 0, factors=one * 0
+    )
+    content = tensors.to_bytes(one, "unbiased", has_reference=False)
+    with pytest.raises(ValueError, match=f"class {NUM_CLASSES}, there are {NUM_CLASSES}"):
+        Tensors.from_bytes(content, one, "unbiased", has_reference=False, even_class=0)
+
+
+def test_a_body_is_never_longer_than_it_may_be() -> None:
+    vector, lengths = gaussian(20_000), np.array([20_000])
+    codec = TrellisCodec("trellis", "unbiased")
+    statistics = Statistics.of(vector, lengths, np.zeros(1, dtype=np.int64))
+    job = _Job(codec, vector, statistics, 2.0 * vector.size, SEED, has_reference=False)
+    assert len(job.best_body(vector.size)) > vector.size // 5
+    body = job.best_body(vector.size // 5)
+    assert len(body) <= vector.size // 5
+    decoded = codec.decode(body, length=vector.size, bits=2, seed=SEED)
+    assert energy(decoded - vector) < energy(vector)
 
 
 @pytest.mark.parametrize("share", [1, 700, 33_333, WHOLE])
