@@ -317,6 +317,8 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=1)
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
+    if arguments.clients < 2 or arguments.rounds < 2:
+        parser.error("expected 2 or more clients and rounds, to be compared with each other")
     torch.set_num_threads(1)
     if arguments.data == "faces" and not Path(arguments.root).exists():
         make_faces(Path(arguments.root), num_train=120, num_test=4, seed=0)

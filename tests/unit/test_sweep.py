@@ -21,6 +21,15 @@ def test_the_deepest_network_is_where_the_line_meets_the_budget() -> None:
     assert line.linearity_error == pytest.approx(10 / 220)
 
 
+def test_what_fits_to_the_byte_fits_where_the_slope_is_a_fraction() -> None:
+    measured = {2: 5285, 5: 5866}
+    line = fit_line("s", measured, {}, 0)
+    assert line is not None
+    full = fit_line("s", measured, {}, line.at(16))
+    assert full is not None
+    assert full.deepest == 16
+
+
 def test_what_was_measured_on_both_sides_of_the_budget_is_no_extrapolation() -> None:
     line = fit_line("s", {2: 200, 3: 300, 4: 400}, {}, 350)
     assert line is not None

@@ -68,7 +68,7 @@ def test_weak_tensors_cost_few_bits_and_err_little() -> None:
 def test_values_of_which_a_share_is_coded_come_back_right_on_average() -> None:
     vector, lengths = gaussian(3000), (1000, 2000)
     vector *= np.repeat(np.float32([1, 0.05]), lengths)
-    total, num_seeds, zeros = np.zeros(3000), 150, 0
+    total, num_seeds, zeros = np.zeros(3000), 40, 0
     for number in range(num_seeds):
         terms = {"bits": 0.5, "seed": make_seed(number, 0, 0, "test"), "segments": lengths}
         body = CODECS["trellis"].encode(vector, **terms)
@@ -82,7 +82,7 @@ def test_values_of_which_a_share_is_coded_come_back_right_on_average() -> None:
             np.split(total / num_seeds, [1000]), np.split(vector, [1000]), strict=True
         )
     ]
-    np.testing.assert_allclose(slope, 1, atol=0.08)
+    np.testing.assert_allclose(slope, 1, atol=0.06)
 
 
 def test_a_tensor_of_a_few_large_values_is_coded_whole() -> None:
