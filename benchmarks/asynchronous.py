@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from fedcunet.config import RunConfig
 from server.app import NoDisplay, serve
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, RunConfig]:

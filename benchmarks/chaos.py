@@ -33,7 +33,7 @@ from fedcunet.data.procedural import make_faces
 from fedcunet.errors import UserError
 from fedcunet.roster import describe_clients
 from server.app import NoDisplay, serve
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 from simulations.ray_grid import RayGrid
 from simulations.ray_worker import own_memory_bytes
 

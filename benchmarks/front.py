@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from fedcunet.config import RunConfig
 from server.app import NoDisplay, serve
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 
 OUT = Path(".fedcunet/front")
 DOWN = {"downlink__codec": "trellis", "downlink__bits": 1}

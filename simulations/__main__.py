@@ -2,51 +2,29 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
 
-import functools
 import json
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from flwr.serverapp import Grid
 from rich.console import Console
 
-from clients.attacks import ATTACK_KEY
-from clients.devices import (
-    TRAINING_SHARE,
-    DeviceProfile,
-    assign,
-    describe,
-    parse_fleet,
-    too_small,
-)
-from fedcunet.attackers import attackers_of
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS, load
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
-from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.partitioners import deal
-from fedcunet.privacy import NOISE_SEED_KEY, check_accountant
+from fedcunet.privacy import check_accountant
 from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
 from server.app import serve
 from server.run_folders import chosen_folder
-from simulations.loopback import LoopbackGrid
-from simulations.ray_grid import RayGrid
-from simulations.ray_session import check_memory, start_ray
-
-CLIENT_APP = "clients.app:app"
-ENGINES = ("ray", "loopback")
-
-# Measured: a worker that has loaded torch and the client app and trained a small step.
-IDLE_WORKER_BYTES = 400 * 10**6
+from simulations.engine import Engine
 
 app = typer.Typer(
     help="Federated training of virtual clients on this machine or on a Ray cluster. "
@@ -55,103 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Engine:
-    """How the virtual clients are run; none of it changes the result."""
-
-    name: str
-    num_workers: int
-    num_gpus: int
-    ray_address: str | None
-
-    def __post_init__(self) -> None:
-        if self.name not in ENGINES:
-            raise UserError(f"--engine: expected {' or '.join(ENGINES)}, found '{self.name}'")
-        if self.num_workers < 1:
-            raise UserError(f"--num-workers: expected 1 or more, found {self.num_workers}")
-        if self.num_gpus < 0:
-            raise UserError(f"--num-gpus: expected 0 or more, found {self.num_gpus}")
-
-    def session(self, configs: list[RunConfig], stack: ExitStack) -> None:
-        """Starts Ray until the stack closes, so that the runs of all `configs` share one.
-
-        Raises:
-            RunFailure: if memory does not suffice for the workers, or Ray does not start.
-        """
-        if self.name == "ray":
-            if self.ray_address is None:
-                check_memory(self.num_workers, max(map(worker_bytes, configs)))
-            stack.enter_context(
-                start_ray(self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address)
-            )
-
-    def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
-        """The grid of the setting's virtual clients, closed with the stack."""
-        devices = assign(
-            parse_fleet(config.federation.fleet), config.federation.clients, config.seed
-        )
-        _warn_of_small_devices(devices, config)
-        local = {
-            "data.root": config.data.root,
-            "data.cache-bytes": config.data.cache_bytes,
-            "data.cache-dir": config.data.cache_dir,
-            "data.disk-cache-bytes": config.data.disk_cache_bytes,
-            "federation.state-dir": config.federation.state_dir,
-        }
-        local[NOISE_SEED_KEY] = config.seed
-        nodes = [local | {"device": device.name} for device in devices]
-        for client, attack in attackers_of(config).items():
-            nodes[client] |= {ATTACK_KEY: attack}
-        flat = config.flat()
-        threads = config.training.threads
-        if self.name == "loopback":
-            return LoopbackGrid(CLIENT_APP, nodes, flat, threads_per_client=threads)
-        return stack.enter_context(
-            RayGrid(
-                CLIENT_APP,
-                nodes,
-                flat,
-                num_workers=self.num_workers,
-                num_gpus=self.num_gpus,
-                threads_per_client=threads,
-                message_seconds=config.federation.client_timeout_seconds,
-                bytes_per_worker=worker_bytes(config),
-                ray_address=self.ray_address,
-            )
-        )
-
-
-def worker_bytes(config: RunConfig) -> int:
-    """What a worker process takes, so that a run that cannot fit is refused at its start.
-
-    A worker that has loaded everything (measured once), the images it keeps (a limit that it
-    holds), and a training step of this setting (measured: `fedcunet/measured.py`).
-    """
-    return IDLE_WORKER_BYTES + config.data.cache_bytes + _step_need(config).growth_bytes
-
-
-@functools.lru_cache(maxsize=8)
-def _step_need(config: RunConfig) -> StepNeed:
-    data = config.data
-    found = load(data.name, data.root, data.train_subset, boxes=data.boxes)
-    return step_need(config, found.scheme.num_landmarks)
-
-
-def _warn_of_small_devices(devices: list[DeviceProfile], config: RunConfig) -> None:
-    """Says so on standard error if devices of the fleet could not hold the training process."""
-    try:
-        needed = _step_need(config).resident_bytes
-    except NotMeasured:
-        return  # the summary says so
-    small = too_small(devices, needed)
-    if small:
-        print(
-            f"fleet: too small for a training process of {needed / 1e9:.2f} GB (measured; a "
-            f"device gives it {TRAINING_SHARE:.0%} of its memory): {describe(small)}",
-            file=sys.stderr,
-        )
 
 
 SettingArgument = Annotated[Path, typer.Argument(help="Setting file (TOML).", show_default=False)]

@@ -21,7 +21,7 @@ from server.certificates import make_certificates
 from server.folder import Request, ServerFolder
 from server.running import Follower, submit
 from server.superlink import Superlink, is_serving
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 
 pytestmark = [pytest.mark.superlink, pytest.mark.timeout(900)]
 

@@ -16,7 +16,7 @@ from fedcunet.config import RunConfig
 from fedcunet.payload import Admitted
 from fedcunet.replies import RoundReplies
 from server.app import NoDisplay, serve
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 
 FACES = {
     "afw": [f"{n}_1.jpg" for n in range(6)],

@@ -19,7 +19,7 @@ from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
 from fedcunet.training.packed import pack_network
 from reports.report import write_comparison_report, write_run_report
 from server.app import NoDisplay, serve
-from simulations.__main__ import Engine
+from simulations.engine import Engine
 from simulations.loopback import LoopbackGrid
 
 FACES = {
