@@ -156,10 +156,10 @@ def quantised(latent: np.ndarray, shapes: list[tuple[int, ...]], name: str) -> n
 
 
 def loss_of(model: nn.Module, crops: Crops, config: RunConfig, vector_N: np.ndarray) -> float:
-    """Loss of a fixed batch, normalised by its own statistics."""
+    """Loss of the first 64 images, normalised by their own statistics."""
     set_vector(model, vector_N)
     supervisions = supervisions_of(model)
-    batch = crops.batch(list(range(64)), augmentation=None, generator=np.random.default_rng(0))
+    batch = crops.batch(list(range(min(64, len(crops)))))
     targets = make_targets(
         supervisions,
         batch.points_BK2,
@@ -325,6 +325,9 @@ def main() -> None:
     config = setting(arguments.data, arguments.root, "BW", "adam", arguments.clients)
     annotations = load(arguments.data, arguments.root, "train", boxes=config.data.boxes)
     crops = crops_of(config.data, annotations)
+    needed = arguments.clients * arguments.examples
+    if len(crops) < needed:
+        parser.error(f"{arguments.root}: expected {needed} images or more, found {len(crops)}")
     if not arguments.cache.exists():
         arguments.cache.parent.mkdir(parents=True, exist_ok=True)
         collect_all(arguments, crops, annotations.scheme)
