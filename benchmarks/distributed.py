@@ -3,9 +3,10 @@
     python benchmarks/distributed.py [--epochs N] [--unets N] [--out FILE]
 
 The same network, seed, images and steps for every codec, by `torchrun … fedcunet train
---distributed`. Bytes are those that a process hands over for the gradients of a step. The step
-time is that of the fastest epoch, since other work on the machine only ever adds to it; on one
-machine nothing is gained by sending less, so the ratio is what coding costs.
+--distributed`. Bytes are those that a process hands over for the gradients of a step: of coded ones
+counted, of float32 calculated, as a ring all-reduce sends them. The step time is that of the
+fastest epoch, since other work on the machine only ever adds to it; on one machine nothing is
+gained by sending less, so the ratio is what coding costs.
 """
 
 import argparse
