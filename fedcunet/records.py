@@ -5,8 +5,7 @@ One message carries one blob: a model on the way down, an update on the way up. 
 `stype` of a blob is our own, so that Flower's averaging refuses it instead of averaging bytes.
 
 Readers take nothing on trust: `read_update` turns anything that is not one of our updates into a
-`BadReply` with a reason that the round loop can count. This is also the only file that touches
-`flwr.supercore`, which Flower does not promise to keep.
+`BadReply` with a reason that the round loop can count.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import (
@@ -25,12 +23,9 @@ from flwr.app import (
     ConfigRecord,
     Error,
     Message,
-    Metadata,
     MetricRecord,
     RecordDict,
 )
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
@@ -309,57 +304,6 @@ def one_line(text: str) -> str:
     """`text` on one line, cut at 300 characters, safe to print on a terminal."""
     line = " ".join(text[: 10 * MAX_DETAIL_LENGTH].split())[:MAX_DETAIL_LENGTH]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
-
-
-def with_message_id(message: Message, message_id: str) -> Message:
-    """`message` under another id, its content shared.
-
-    Flower leaves the id to whatever carries the message, and gives it no setter.
-    """
-    old = message.metadata
-    metadata = Metadata(
-        run_id=old.run_id,
-        message_id=message_id,
-        src_node_id=old.src_node_id,
-        dst_node_id=old.dst_node_id,
-        reply_to_message_id=old.reply_to_message_id,
-        group_id=old.group_id,
-        created_at=old.created_at,
-        ttl=old.ttl,
-        message_type=old.message_type,
-        src_task_id=old.src_task_id,
-        dst_task_id=old.dst_task_id,
-    )
-    if message.has_error():
-        return Message(metadata=metadata, error=message.error)  # type: ignore[call-overload,no-any-return]
-    return Message(metadata=metadata, content=message.content)  # type: ignore[call-overload,no-any-return]
-
-
-def set_task_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
-    """Say who this process is: building a Flower message needs it. One per process, not thread."""
-    TaskIdentity.run_id = run_id
-    TaskIdentity.node_id = node_id
-    TaskIdentity.task_id = task_id
-
-
-@contextmanager
-def task_identity(run_id: int, node_id: int, task_id: int = 1) -> Iterator[None]:
-    """Be another node for the duration of a `with` block, and then again who we were."""
-    try:
-        before = (TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id)
-    except RuntimeError:  # nobody yet
-        before = None
-    set_task_identity(run_id, node_id, task_id)
-    try:
-        yield
-    finally:
-        if before is not None:
-            set_task_identity(*before)
-
-
-def make_run(run_id: int) -> Run:
-    """Flower's description of a run that has nothing but its id."""
-    return Run.create_empty(run_id)
 
 
 def _blob_record(name: str, stype: str, blob: bytes) -> ArrayRecord:

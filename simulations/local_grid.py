@@ -13,13 +13,8 @@ from typing import Any
 from flwr.app import Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
 
-from fedcunet.records import (
-    NODE_UNAVAILABLE,
-    error_reply,
-    make_run,
-    set_task_identity,
-    with_message_id,
-)
+from fedcunet.identity import make_run, set_task_identity, with_message_id
+from fedcunet.records import NODE_UNAVAILABLE, error_reply
 from simulations.tasks import Node
 
 # The server's own id; virtual clients are numbered from 1.

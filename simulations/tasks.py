@@ -17,7 +17,8 @@ import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
 
 from fedcunet.errors import RunFailure
-from fedcunet.records import error_reply, one_line, task_identity
+from fedcunet.identity import task_identity
+from fedcunet.records import error_reply, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcunet import records
+from fedcunet import identity
 from fedcunet.errors import RunFailure
 from fedcunet.records import BadReply, Reply, model_content, read_update
 from simulations.loopback import LoopbackGrid
@@ -188,7 +188,7 @@ def test_a_client_app_that_cannot_be_loaded_is_named_in_one_line(
 def test_flowers_own_description_of_the_run_can_be_set() -> None:
     grid = make_grid(run_id=3)
     assert grid.run.run_id == 3
-    grid.set_run(records.make_run(5))
+    grid.set_run(identity.make_run(5))
     assert grid.run.run_id == 5
     message = grid.create_message(model_content(b"", {}), "train", 1, "1")
     assert message.metadata.run_id == 3

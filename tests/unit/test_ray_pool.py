@@ -8,15 +8,8 @@ import pytest
 from ray.exceptions import RayActorError
 
 from fedcunet.errors import RunFailure
-from fedcunet.records import (
-    BadReply,
-    Reply,
-    model_content,
-    read_update,
-    set_task_identity,
-    update_content,
-    with_message_id,
-)
+from fedcunet.identity import set_task_identity, with_message_id
+from fedcunet.records import BadReply, Reply, model_content, read_update, update_content
 from simulations import ray_pool
 from simulations.ray_pool import MAX_FAILED_STARTS, Task, WorkerPool
 from simulations.ray_worker import CALL_SECONDS, Answers, Request, pack_reply

@@ -16,7 +16,7 @@ from flwr.app import Message  # isort: skip  (after fedcunet.environment)
 def answers(
     share_bytes: int, free: int, monkeypatch: pytest.MonkeyPatch, num_messages: int = 1
 ) -> Answers:
-    from fedcunet.records import set_task_identity
+    from fedcunet.identity import set_task_identity
 
     set_task_identity(1, 0)
     monkeypatch.setattr(ray_worker, "free_memory_bytes", lambda: free)

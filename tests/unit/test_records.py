@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcunet import records
+from fedcunet import identity
 from fedcunet.records import (
     BadReply,
     Reply,
@@ -32,7 +32,7 @@ METRICS = {"num-examples": 3, "loss": 0.5, "steps": 7}
 
 @pytest.fixture(autouse=True)
 def server_identity() -> None:
-    records.set_task_identity(1, 0)
+    identity.set_task_identity(1, 0)
 
 
 def ask(content: RecordDict | None = None) -> Message:
@@ -213,14 +213,14 @@ def test_a_client_refuses_what_is_no_train_message(content: RecordDict, text: st
 
 
 def test_another_identity_ends_with_its_block() -> None:
-    with records.task_identity(1, 9):
+    with identity.task_identity(1, 9):
         assert ask().metadata.src_node_id == 9
     assert ask().metadata.src_node_id == 0
 
 
 def test_a_new_message_id_changes_nothing_else() -> None:
     message = ask()
-    stamped = records.with_message_id(message, "abc")
+    stamped = identity.with_message_id(message, "abc")
     assert message.metadata.message_id == ""
     assert stamped.metadata.message_id == "abc"
     assert stamped.content is message.content
