@@ -39,6 +39,9 @@ FLOAT32 = ("32,32,32",)
 RATIOS = ("peak_ratio", "step_ratio")  # over those of naive float32
 Wanted = tuple[float | None, float | None]  # of each of them, at most
 NOTHING: Wanted = (None, None)
+# A further level: latent weights in bfloat16, of the networks of batch 1, where weights weigh most.
+BFLOAT16 = "frugal-bfloat16"
+CHOICES = (*LEVELS[1:], BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,14 @@ PARTS = {
     "float32": Part(4, 4, FLOAT32, {("32,32,32", "packed"): (0.25, 1.3)}),
     "du4-batch1": Part(4, 1, QUANTISED, {}),
     "du16-batch1": Part(
-        16, 1, ("8,1,8",), {("8,1,8", "packed"): (0.16, None), ("8,1,8", "frugal"): (0.08, None)}
+        16,
+        1,
+        ("8,1,8",),
+        {
+            ("8,1,8", "packed"): (0.16, None),
+            ("8,1,8", "frugal"): (0.08, None),
+            ("8,1,8", BFLOAT16): (0.08, None),
+        },
     ),
     "du16": Part(16, 4, QUANTISED, BATCH_4),
     "du4-batch16": Part(4, 16, QUANTISED, {}),
@@ -78,11 +88,14 @@ PARTS = {
 
 def configure(part: Part, bits: str, level: str) -> RunConfig:
     """The setting of a row."""
+    values = quant_values(bits, "frugal" if level == BFLOAT16 else level)
+    if level == BFLOAT16:
+        values["quant__latent"] = "bfloat16"
     return RunConfig().replace(
         model__unets=part.unets,
         data__size=SIZE,
         training__batch_size=part.batch,
-        **quant_values(bits, level),
+        **values,
     )
 
 
@@ -103,6 +116,7 @@ def measure_part(
         (bits, level)
         for bits in part.bits
         for level in (levels if bits != "32,32,32" else ["packed"])
+        if level != BFLOAT16 or part.batch == 1
     ]
     configs = [configure(part, bits, level) for bits, level in chosen]
     plain = naive(configs[0])
@@ -130,7 +144,7 @@ def measure_part(
 def line_of(name: str, row: dict[str, Any]) -> str:
     """A row in words."""
     wanted = row.get("wanted", {})
-    parts = [f"{name:12} {row['bits']:8} {row['storage']:7}"]
+    parts = [f"{name:12} {row['bits']:8} {row['storage']:15}"]
     for key, label in (("peak_ratio", "peak"), ("step_ratio", "step")):
         limit = wanted.get(key)
         asked = "" if limit is None else f" (wanted {limit:g})"
@@ -146,7 +160,7 @@ def line_of(name: str, row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts")
-    parser.add_argument("--levels", nargs="+", choices=LEVELS[1:], default=list(LEVELS[1:]))
+    parser.add_argument("--levels", nargs="+", choices=CHOICES, default=list(CHOICES))
     parser.add_argument("--repeats", type=int, default=3, help="timed steps; the shortest counts")
     parser.add_argument("--no-resident", action="store_true", help="no fresh processes")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedcunet.bits import covering_scale, sigma
-from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
+from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import FULL, Source, source_steps
 from fedcunet.quant.workspace import Workspace
@@ -34,7 +34,7 @@ class Output:
         pool: bool = False,
     ) -> None:
         batch, height, width, channels = shape
-        self.workspace, self.pool, self.packed, self.channels = workspace, pool, packed, channels
+        self.workspace, self.pool, self.packed = workspace, pool, packed
         kept = (batch, height // 2, width // 2, channels) if pool else shape
         self.source = Source(kept, bits=bits, packed=packed, like=workspace.like)
         self.index: Tensor | None = None
@@ -77,16 +77,21 @@ class Output:
 
     def _keep_index(self, samples: slice, index: Tensor) -> None:
         if self.index is None:
-            kept = packed_channels(self.channels, 2) if self.packed else self.channels
-            shape = (*self.source.shape[:3], kept)
+            batch, height, width, channels = self.source.shape
+            values = width * channels
+            kept = packed_row(values, 2) if self.packed else values
+            shape = (batch, height, kept)
             self.index = torch.empty(shape, dtype=torch.uint8, device=index.device)
-        self.index[samples] = pack_channels(index, 2) if self.packed else index
+        self.index[samples] = pack_rows(index, 2) if self.packed else index.flatten(2)
 
     def pooled_from(self, samples: slice, rows: slice) -> Tensor:
         """Which of the four pixels (0 to 3, row by row) each maximum came from: uint8."""
         assert self.index is not None
-        index = self.index[samples, rows]
-        return unpack_channels(index, 2, self.channels) if self.packed else index
+        index_nhv = self.index[samples, rows]
+        _, _, width, channels = self.source.shape
+        if self.packed:
+            index_nhv = unpack_rows(index_nhv, 2, width * channels)
+        return index_nhv.reshape(*index_nhv.shape[:2], width, channels)
 
     def gradient(self, samples: slice, name: str = "gradient") -> Tensor:
         """The gradient of the source for some samples, in work space of that name."""

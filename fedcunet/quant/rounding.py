@@ -43,12 +43,14 @@ class Rounding:
             lanes = torch.empty(_LANES, dtype=torch.int32, device=words.device)
             lanes.random_(1, None, generator=self.generator(words.device))
             self._lanes[words.device] = lanes
+        shifted = torch.empty_like(lanes)
         for start in range(0, len(words), _LANES):
             piece = words[start : start + _LANES]
-            lanes.bitwise_xor_(lanes << 13)
+            lanes.bitwise_xor_(torch.bitwise_left_shift(lanes, 13, out=shifted))
             # The shift of a signed number copies its sign; the mask takes that away.
-            lanes.bitwise_xor_((lanes >> 17).bitwise_and_(0x7FFF))
-            lanes.bitwise_xor_(lanes << 5)
+            torch.bitwise_right_shift(lanes, 17, out=shifted).bitwise_and_(0x7FFF)
+            lanes.bitwise_xor_(shifted)
+            lanes.bitwise_xor_(torch.bitwise_left_shift(lanes, 5, out=shifted))
             piece.copy_(lanes[: len(piece)])
 
     def scale_and_round_(self, values: Tensor, factor: Tensor, workspace: Workspace) -> Tensor:
@@ -64,8 +66,7 @@ class Rounding:
         count = values.numel()
         words = workspace.take("random words", -(-count // 4), dtype=torch.int32)
         self.fill(words)
-        noise = workspace.take("scratch", *values.shape)
-        noise.copy_(words.view(torch.uint8)[:count].view(values.shape))
+        noise = words.view(torch.uint8)[:count].view(values.shape)
         half_C = values.new_full(values.shape[-1:], 0.5 / 256)
         torch.addcmul(half_C, values, factor, out=values)
         return values.add_(noise, alpha=1 / 256).floor_()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels, width_of
+from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows, width_of
 from fedcunet.quant.waiting import WaitingGradient
 from fedcunet.quant.workspace import Workspace
 
@@ -92,11 +92,11 @@ class Source:
         batch, channels = shape[0], shape[3]
         self.shape, self.bits, self._like = shape, bits, like
         self.levels, self.width = 2 ** (bits - 1) - 1, width_of(bits)
-        self._dtype, self._stored = like.dtype, channels
+        self._dtype, self._stored_row = like.dtype, list(shape[2:])
         if bits != FULL and packed:
             self._dtype = {16: torch.int16, 8: torch.int8}.get(self.width, torch.uint8)
         if self._dtype == torch.uint8:
-            self._stored = packed_channels(channels, self.width)
+            self._stored_row = [packed_row(shape[2] * channels, self.width)]
         self.data: Tensor | None = None
         self.step_BC = like.new_ones(batch, channels)
         # Mean and variance of each sample and channel, and of each channel.
@@ -110,11 +110,11 @@ class Source:
     def store(self, samples: slice, codes_nHWC: Tensor) -> None:
         """Takes the codes of some samples, whole numbers (or values, where bits are 32)."""
         if self.data is None:
-            shape = (*self.shape[:3], self._stored)
+            shape = (*self.shape[:2], *self._stored_row)
             self.data = torch.empty(shape, dtype=self._dtype, device=self._like.device)
         if self._dtype == torch.uint8:
             unsigned = codes_nHWC.to(torch.int8).add_(self.levels).view(torch.uint8)
-            self.data[samples] = pack_channels(unsigned, self.width)
+            self.data[samples] = pack_rows(unsigned, self.width)
         else:
             self.data[samples].copy_(codes_nHWC)
 
@@ -146,9 +146,10 @@ class Source:
         assert self.data is not None, "a source was read after its release"
         part = self.data[samples, rows]
         if self._dtype == torch.uint8:
-            unsigned = unpack_channels(part, self.width, self.shape[3])
+            unsigned_nhv = unpack_rows(part, self.width, self.shape[2] * self.shape[3])
             # Modulo 256 this is the signed code.
-            part = unsigned.sub_(self.levels).view(torch.int8)
+            signed_nhv = unsigned_nhv.sub_(self.levels).view(torch.int8)
+            part = signed_nhv.reshape(place_nhWC.shape)
         return place_nhWC.copy_(part)
 
     def add_late(self, by_value_C: Tensor, constant_C: Tensor, times: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedcunet.quant.outputs import GradientQuantiser, gather, pool_codes, pool_values, unpool
-from fedcunet.quant.packing import pack_channels, packed_channels, unpack_channels
+from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import QuantiseSource, Source
 from fedcunet.quant.waiting import CodedGradient
@@ -30,12 +30,13 @@ def test_packed_codes_come_back_in_the_bytes_that_are_counted(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**width, shape, generator=generator, dtype=torch.uint8)
-    packed = pack_channels(codes, width)
+    packed = pack_rows(codes, width)
+    values = shape[2] * shape[3]
     assert packed.dtype == torch.uint8
-    assert packed.shape[-1] == packed_channels(shape[-1], width)
-    assert unpack_channels(packed, width, shape[-1]).equal(codes)
-    row = unpack_channels(packed[:, :1], width, shape[-1])
-    assert row.equal(codes[:, :1])
+    assert packed.shape == (*shape[:2], packed_row(values, width))
+    assert unpack_rows(packed, width, values).equal(codes.flatten(2))
+    row = unpack_rows(packed[:, :1], width, values)
+    assert row.equal(codes[:, :1].flatten(2))
 
 
 @pytest.mark.parametrize(("bits", "share"), [(16, 2), (8, 1), (6, 0.75), (5, 0.75), (4, 0.5)])
