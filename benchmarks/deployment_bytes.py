@@ -43,7 +43,16 @@ from server.superlink import Superlink
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_SECONDS = 40.0
 ALLOWED_SHARE, ALLOWED_BYTES = 0.03, 20_000
-CODECS: list[tuple[str, float]] = [("float32", 32), ("linear-nearest", 8), ("eden", 2), ("sign", 1)]
+# Codec and bits of the updates, and bits of the model's differences on their way down; 32: whole.
+CODECS: list[tuple[str, float, float]] = [
+    ("float32", 32, 32),
+    ("linear-nearest", 8, 32),
+    ("eden", 2, 32),
+    ("sign", 1, 32),
+    ("trellis", 2, 2),
+    ("trellis", 1, 1),
+    ("trellis", 0.5, 1),
+]
 
 
 class CountingProxy:
@@ -145,10 +154,13 @@ def joined_client(
 
 
 def setting(
-    codec: str, bits: float, data: Path, folder: Path, clients: int, rounds: int
+    ways: tuple[str, float, float], data: Path, folder: Path, clients: int, rounds: int
 ) -> RunConfig:
     """The network of the main job, trained little: only its bytes matter here."""
+    codec, bits, down = ways
+    coded = {} if down == 32 else {"downlink__codec": "trellis", "downlink__bits": down}
     return RunConfig().replace(
+        **coded,
         quant__bits="8,1,8",
         quant__alpha=True,
         data__root=str(data),
@@ -186,6 +198,7 @@ def measure(
     return {
         "codec": config.update.codec,
         "bits": config.update.bits,
+        "downlink_bits": config.downlink.bits if config.downlink.codec == "trellis" else 32,
         "payload_up": sum(line["bytes_up"] for line in later) * per,
         "payload_down": sum(line["bytes_down"] for line in later) * per,
         "payload": payload,
@@ -239,11 +252,11 @@ def main() -> None:
             time.sleep(1)
         idle = idle_rate(proxies)
         chosen = [row for row in CODECS if arguments.codec in (None, row[0])]
-        for codec, bits in chosen:
+        for number, ways in enumerate(chosen):
             for proxy in proxies:
                 proxy.up = proxy.down = 0
-            config = setting(codec, bits, data, folder, arguments.clients, arguments.rounds)
-            row = measure(home, config, folder / f"run-{codec}", proxies, idle)
+            config = setting(ways, data, folder, arguments.clients, arguments.rounds)
+            row = measure(home, config, folder / f"run-{number}", proxies, idle)
             print(json.dumps(row), file=sys.stderr, flush=True)
             results.append(row)
     text = json.dumps(

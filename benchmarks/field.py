@@ -6,9 +6,10 @@ Server, two clients and a stranger get a network namespace each, joined by a bri
 reaches the machine's own network. The clients' links are slowed in both directions by `tc`
 (token bucket; with `--delay-ms` netem as well, where the kernel has it). Needs root, `ip` and `tc`.
 
-speeds     seconds of a round at 10 and 1 Mbit/s, float32 updates against signs
+speeds     seconds of a round at 10 and 1 Mbit/s: float32, signs up, one bit both ways
 unplugged  a client's link goes down in mid-round and comes back a round later
-restart    the SuperLink is killed in mid-run and started again with its database
+restart    the SuperLink is killed in mid-run and started again with its database; the run is
+           resumed, and its final model compared with that of a run that nobody disturbed
 stranger   somebody in a namespace of their own tries every port of the server
 """
 
@@ -180,17 +181,27 @@ class Field:
             client.wait_for("joined")
         return joined
 
-    def run(self, name: str, rounds: int, values: Sequence[str]) -> Talker:
+    def run(self, name: str, rounds: int, values: Sequence[str], *more: str) -> Talker:
         options = [word for value in values for word in ("--set", value)]
         return self.talker(
             SERVER, "server", "run", str(self.folder / "field.toml"), "--folder", self.home,
             "--data", "faces", "--root", self.data, "--rounds", str(rounds),
-            "--out", str(self.folder / name), "--wait", "120", *options,
+            "--out", str(self.folder / name), "--wait", "120", *options, *more,
         )  # fmt: skip
+
+    def final_hash(self, name: str) -> str | None:
+        """Of the model a run ended with; None where it did not end."""
+        path = self.folder / name / "summary.json"
+        return json.loads(path.read_text())["checkpoint_sha256"] if path.exists() else None
 
     def rounds(self, name: str) -> list[dict[str, Any]]:
         text = (self.folder / name / "metrics.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+
+SIGN = ["update.codec=sign", "update.bits=1"]
+BOTH_WAYS = ["update.codec=trellis", "update.bits=1", "downlink.codec=trellis", "downlink.bits=1"]
+WAYS = {"float32": ["update.codec=float32", "update.bits=32"], "sign": SIGN, "trellis": BOTH_WAYS}
 
 
 def speeds(field: Field, delay_ms: float) -> list[dict[str, Any]]:
@@ -198,21 +209,17 @@ def speeds(field: Field, delay_ms: float) -> list[dict[str, Any]]:
     rows = []
     for megabits in (10.0, 1.0):
         slow_down(megabits, delay_ms)
-        for codec, bits in (("float32", 32), ("sign", 1)):
+        for codec, values in WAYS.items():
             name = f"{codec}-{megabits:g}"
-            values = [f"update.codec={codec}", f"update.bits={bits}"]
             field.run(name, 2, [*values, "federation.timeout-seconds=600"]).code()
             line = field.rounds(name)[1]
-            row = {"megabits_per_second": megabits, "codec": codec, "bits": bits}
+            row = {"megabits_per_second": megabits, "codec": codec}
             row |= {key: line[key] for key in ("seconds", "outcome", "replies")}
             rows.append(
                 row | {"bytes_up": line["bytes_up"] / 2, "bytes_down": line["bytes_down"] / 2}
             )
     slow_down(1000, 0)
     return rows
-
-
-SIGN = ["update.codec=sign", "update.bits=1"]
 
 
 def unplugged(field: Field, clients: list[Talker]) -> dict[str, Any]:
@@ -238,19 +245,24 @@ def restart(field: Field, server: Talker, clients: list[Talker]) -> dict[str, An
     code_of_server = server.code()
     again = field.server()
     code = run.code()
-    checkpoint = field.folder / "killed" / "checkpoint" / "model.safetensors"
-    after = field.run("after", 1, [*SIGN, "federation.timeout-seconds=120"])
-    code_after = after.code()
+    rounds_before = len(field.rounds("killed"))
+    resumed = field.run("killed", 4, [*SIGN, "federation.timeout-seconds=120"], "--resume")
+    code_resumed = resumed.code()
+    undisturbed = field.run("undisturbed", 4, [*SIGN, "federation.timeout-seconds=120"])
+    code_undisturbed = undisturbed.code()
     return {
         "server": server.lines,
         "server_exit_code": code_of_server,
         "server_again": again.lines,
         "run_exit_code": code,
         "run": run.lines,
-        "checkpoint_there": checkpoint.is_file(),
-        "rounds_in_folder": len(field.rounds("killed")),
-        "run_after_exit_code": code_after,
-        "run_after": after.lines,
+        "rounds_before_the_resume": rounds_before,
+        "resumed_exit_code": code_resumed,
+        "resumed": resumed.lines,
+        "rounds": field.rounds("killed"),
+        "undisturbed_exit_code": code_undisturbed,
+        "hash": field.final_hash("killed"),
+        "undisturbed_hash": field.final_hash("undisturbed"),
         "clients": [client.lines for client in clients],
     }
 

@@ -16,7 +16,9 @@ the first may be 30 MB above the second: work space of the libraries, their code
 import argparse
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,7 @@ def measure_part(
     part: Part, levels: list[str], repeats: int, resident: bool
 ) -> list[dict[str, Any]]:
     """The rows of a part: measured in turns with naive float32, wanted, and whether it is met."""
+    torch.set_num_threads(1)
     chosen = [
         (bits, level)
         for bits in part.bits
@@ -165,7 +168,6 @@ def main() -> None:
     parser.add_argument("--no-resident", action="store_true", help="no fresh processes")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
 
     results: dict[str, Any] = {}
     for name in arguments.only:
@@ -178,9 +180,12 @@ def main() -> None:
             )
             print(f"{name}: {results[name]}", flush=True)
             continue
-        results[name] = measure_part(
-            part, arguments.levels, arguments.repeats, not arguments.no_resident
-        )
+        # A process for each part: what the system's allocator keeps of one is not the next one's.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            work = pool.submit(
+                measure_part, part, arguments.levels, arguments.repeats, not arguments.no_resident
+            )
+            results[name] = work.result()
         for row in results[name]:
             print(line_of(name, row), flush=True)
         if arguments.out:  # after each part, so that an interruption loses no more than one
