@@ -33,7 +33,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 OUT = Path(".fedcunet/accuracy")
-RATES = (2.5e-4, 1e-3)
+# The paper trains far longer at 2.5e-4; after 15 epochs that is the worse rate for every setting.
+RATES = (1e-3, 3e-3)
 SIZES, EPOCHS = (64, 128), (15, 6)
 QUANTIZERS = ("source", "paper", "ranged")
 
