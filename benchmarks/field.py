@@ -121,6 +121,11 @@ class Talker:
             self._queue.put(line)
         self._queue.put(None)
 
+    def forget(self) -> None:
+        """Lines so far are not waited for."""
+        while not self._queue.empty():
+            self._queue.get()
+
     def wait_for(self, text: str) -> bool:
         """Whether a line with `text` comes before the end of the command."""
         deadline = time.monotonic() + WAIT_SECONDS
@@ -224,6 +229,7 @@ def speeds(field: Field, delay_ms: float) -> list[dict[str, Any]]:
 
 def unplugged(field: Field, clients: list[Talker]) -> dict[str, Any]:
     """A client's link goes down in round 2 and comes back for round 3."""
+    clients[1].forget()  # it may have been in a round 2 before
     run = field.run("unplugged", 3, [*SIGN, "federation.timeout-seconds=75"])
     clients[1].wait_for("round 2: training")
     ip("-n", CLIENTS[1], "link", "set", "eth0", "down")
