@@ -7,7 +7,7 @@ reaches the machine's own network. The clients' links are slowed in both directi
 (token bucket; with `--delay-ms` netem as well, where the kernel has it). Needs root, `ip` and `tc`.
 
 speeds     seconds of a round at 10 and 1 Mbit/s: float32, signs up, one bit both ways
-unplugged  a client's link goes down in mid-round and comes back a round later
+unplugged  a client's link goes down in mid-round and comes back after it
 restart    the SuperLink is killed in mid-run and started again with its database; the run is
            resumed, and its final model compared with that of a run that nobody disturbed
 stranger   somebody in a namespace of their own tries every port of the server
@@ -228,12 +228,12 @@ def speeds(field: Field, delay_ms: float) -> list[dict[str, Any]]:
 
 
 def unplugged(field: Field, clients: list[Talker]) -> dict[str, Any]:
-    """A client's link goes down in round 2 and comes back for round 3."""
+    """A client's link goes down in round 2 and comes back after it."""
     clients[1].forget()  # it may have been in a round 2 before
-    run = field.run("unplugged", 3, [*SIGN, "federation.timeout-seconds=75"])
+    run = field.run("unplugged", 6, [*SIGN, "federation.timeout-seconds=75"])
     clients[1].wait_for("round 2: training")
     ip("-n", CLIENTS[1], "link", "set", "eth0", "down")
-    run.wait_for("round 2/3")
+    run.wait_for("round 2/6")
     ip("-n", CLIENTS[1], "link", "set", "eth0", "up")
     code = run.code()
     kept = ("round", "outcome", "replies", "seconds")
