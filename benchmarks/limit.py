@@ -7,12 +7,13 @@ Each depth is tried in a process of its own, which makes real training steps (fo
 optimiser) and prints the losses. The limit is hard: a memory cgroup by `systemd-run` where the
 user has a systemd that can give one (whatever the process holds counts, and it is killed beyond
 it), else RLIMIT_DATA (all private writable memory, touched or not: stricter than what is
-resident, but for code and files that are mapped). A depth passes if its process ends well and its
-high-water mark (VmHWM: Python, torch and all) is within the limit.
+resident, but for code and files that are mapped). A depth passes if its process ends well, its
+losses are finite, and its high-water mark (VmHWM: Python, torch and all) is within the limit.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -93,7 +94,8 @@ def attempt(config: RunConfig, steps: int, limit_bytes: int, cgroup: bool) -> di
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         return {"fits": False, "why": lines[-1][:200]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"fits": found["high_water"] <= limit_bytes} | found
+    trains = all(map(math.isfinite, found["losses"]))
+    return {"fits": trains and found["high_water"] <= limit_bytes} | found
 
 
 def deepest(

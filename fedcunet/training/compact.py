@@ -40,8 +40,11 @@ class LogarithmicCodes:
         """Codes and scales of the blocks; without bias, where there is a sign or no underflow.
 
         What is smaller than the smallest size is, without a sign, raised to it: a second moment
-        must not vanish under a gradient that does not.
+        must not vanish under a gradient that does not. One that overflowed stays the largest
+        number: the gradients of very deep networks begin so.
         """
+        if not self.signed:  # the square of a large gradient, which has no code as infinity
+            values_N = values_N.clamp(max=torch.finfo(values_N.dtype).max)
         blocks, count = _blocks(values_N)
         scale_R1 = blocks.abs().amax(1, keepdim=True)
         safe_R1 = torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))

@@ -99,6 +99,15 @@ def test_state_in_codes_follows_state_in_float32(name: str, lr: float, count: in
             assert abs(mine - theirs) < 0.03 * theirs + 1e-3
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+def test_a_gradient_whose_square_overflows_leaves_weights_finite(name: str) -> None:
+    model = Plain(5000)
+    optimizer = CompactOptimizer(model, name, 1e-3)
+    for size in (1e25, 1.0):
+        optimizer.apply(model.weight, torch.full_like(model.weight, size))
+        assert model.weight.isfinite().all()
+
+
 def test_state_takes_a_byte_a_value() -> None:
     model = Plain(2**16)
     optimizer = CompactOptimizer(model, "rmsprop", 1e-3)
