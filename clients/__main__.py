@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from clients.devices import PROFILES, profile_named
 from clients.keys import check_key, make_key
 from clients.state import forget_old_runs
 from clients.supernode import Supernode, node_config_text
 from fedcunet.commands.errors import run_app
 from fedcunet.data import DATASETS
+from fedcunet.devices import PROFILES, profile_named
 from fedcunet.errors import UserError
 from fedcunet.processes import host_and_port
 

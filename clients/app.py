@@ -23,17 +23,17 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from clients.attacks import attack_of, hostile_payload, hostile_update, training_crops
-from clients.devices import device_time, profile_named
+from clients.fitting import STAYS_OUT_KEY, fit
 from clients.state import ClientState
 from fedcunet import terms
 from fedcunet.config import DataConfig, FederationConfig, RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.partition import OwnParts, own_parts
+from fedcunet.devices import device_time, profile_named
 from fedcunet.downlink import NeedsSnapshot, Received, Visible, first_model, receive
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
-from fedcunet.measured import NotMeasured, free_memory_bytes, step_need
 from fedcunet.partitioners import deal
 from fedcunet.payload import bits_per_parameter, decode_own, pack
 from fedcunet.privacy import noise_generator, private_update
@@ -71,10 +71,12 @@ def describe(message: Message, context: Context) -> Message:
     """Answers who this node is: its stable id, its number of examples, its device."""
     try:
         config = _local_config({}, context)
-        memory_bytes = _checked_memory(config, context)
+        num_landmarks = _dataset(config.data).scheme.num_landmarks
+        found = fit(config, context.node_config, _device(context), num_landmarks)
         own = _own_parts(config, context)
     except UserError as error:  # what does not fit is no accident: the server shall know why
-        logger.warning("refused: %s", error)
+        if STAYS_OUT_KEY not in context.node_config:  # of which the simulation has spoken
+            logger.warning("refused: %s", error)
         return error_reply(message, str(error))
     content = description_content(
         _client_id(context),
@@ -82,7 +84,9 @@ def describe(message: Message, context: Context) -> Message:
         _device(context),
         num_validation=len(own.validation),
         num_test=len(own.test),
-        memory_bytes=memory_bytes,
+        memory_bytes=found.memory_bytes,
+        needed_bytes=found.needed_bytes,
+        rung=found.rung,
     )
     return Message(content, reply_to=message)
 
@@ -92,7 +96,7 @@ def train(message: Message, context: Context) -> Message:
     """Trains from the model in the message and answers with the coded difference."""
     task = _task(message, context)
     config, values = task.config, task.values
-    model, layout = _network(config, _dataset(config.data).scheme.num_landmarks)
+    model, layout = _network(_of_network(config), _dataset(config.data).scheme.num_landmarks)
     state = ClientState(
         folder=Path(config.federation.state_dir),
         token=_checked_token(values[terms.TOKEN]),
@@ -199,7 +203,7 @@ def _receive(task: _Task, layout: Layout, state: ClientState) -> Received:
         layout,
         task.round,
         held=state.visible(layout.num_parameters) if coded else None,
-        first=lambda: _first_model(config, _dataset(config.data).scheme.num_landmarks),
+        first=lambda: _first_model(_of_network(config), _dataset(config.data).scheme.num_landmarks),
     )
     if coded:
         state.keep_visible(received.visible)
@@ -295,27 +299,6 @@ def _client_id(context: Context) -> int:
     return int(context.node_config.get("partition-id", UNKNOWN_CLIENT))
 
 
-def _checked_memory(config: RunConfig, context: Context) -> int:
-    """Bytes of memory that training may take on a real node; UserError if they do not suffice.
-
-    A virtual node has none of its own (0): the simulation has looked at the machine.
-    """
-    if "data.name" not in context.node_config and "memory-bytes" not in context.node_config:
-        return 0
-    allowed = int(context.node_config.get("memory-bytes", free_memory_bytes()))
-    try:
-        need = step_need(config, _dataset(config.data).scheme.num_landmarks)
-    except NotMeasured as failure:
-        raise UserError(str(failure)) from None
-    needed = need.resident_bytes + config.data.cache_bytes
-    if needed > allowed:
-        raise UserError(
-            f"training needs {needed / 1e6:.0f} MB of memory (measured, images included), "
-            f"this client has {allowed / 1e6:.0f} MB for it"
-        )
-    return allowed
-
-
 def _device(context: Context) -> str:
     return str(context.node_config.get("device", DEFAULT_DEVICE))
 
@@ -373,6 +356,11 @@ def _own_parts(config: RunConfig, context: Context) -> OwnParts:
         test=federation.test_fraction,
         seed=config.seed,
     )
+
+
+def _of_network(config: RunConfig) -> RunConfig:
+    """What the network follows from: clients with other update bits or batches share it."""
+    return RunConfig(seed=config.seed, model=config.model, quant=config.quant)
 
 
 @functools.lru_cache(maxsize=1)

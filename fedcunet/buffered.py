@@ -12,6 +12,7 @@ may count in a later one; its payload says the round in which it started.
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedcunet.errors import UserError
-from fedcunet.records import BadReply, Reply
+from fedcunet.records import UNAVAILABLE, BadReply, Reply
 from fedcunet.replies import RoundReplies
 from fedcunet.rounds import Server
 from fedcunet.saved import Saved
@@ -61,20 +62,23 @@ class BufferedServer(Server):
         begin, began = time.perf_counter(), self.clock
         rate = self.learning_rate(round_number)
         self.downlink.begin_round(round_number, self.state_N)
-        guard_fired = self._fill(round_number, rate)
+        away, guard_fired = self._fill(round_number, rate)
         wanted = self.config.federation.buffer_size
-        arrived = [heapq.heappop(self.at_work) for _ in range(wanted)]
+        # Where many devices do not answer, fewer may be at work: the server steps with these.
+        count = min(wanted, len(self.at_work))
+        arrived = [heapq.heappop(self.at_work) for _ in range(count)]
         self.clock = max([self.clock, *(answer.seconds for answer in arrived)])
         judged = RoundReplies(
             config=self.config,
             layout=self.layout,
             clients=self.clients,
             number=round_number,
-            bytes_down={answer.client: answer.bytes_down for answer in arrived},
+            bytes_down=Counter({answer.client: answer.bytes_down for answer in arrived}),
             started={answer.client: answer.started for answer in arrived},
         )
-        for answer in sorted(arrived, key=lambda one: one.client):
-            judged.judge(answer.client, answer.reply)
+        replies = away | {answer.client: answer.reply for answer in arrived}
+        for client in sorted(replies):
+            judged.judge(client, replies[client])
         # Who answers when is computed from what clients report; measured compute varies.
         known = self.config.federation.seconds_per_example > 0
         self._end_round(
@@ -86,23 +90,35 @@ class BufferedServer(Server):
             device_seconds=self.clock - began,
         )
 
-    def _fill(self, round_number: int, rate: float) -> bool:
-        """Sets clients to work until as many are as the setting's fraction says."""
+    def _fill(
+        self, round_number: int, rate: float
+    ) -> tuple[dict[int, Reply | BadReply | None], bool]:
+        """Asks clients to work until as many are as the setting's fraction says.
+
+        The place of one whose device does not answer stays free until the server steps.
+
+        Returns:
+            The replies of those that do not answer, and whether the wall-clock guard fired.
+        """
         busy = {answer.client for answer in self.at_work}
         free = [client for client in sorted(self.clients) if client not in busy]
         count = num_wanted(self.config, len(self.clients)) - len(busy)
         generator = np.random.default_rng([self.config.seed, round_number, 0])
         chosen = sorted(generator.permutation(free)[: max(count, 0)].tolist())
         exchange = self._train(round_number, chosen, rate)
+        away: dict[int, Reply | BadReply | None] = {}
         for client in chosen:
             reply = exchange.replies.get(client)
+            if isinstance(reply, BadReply) and reply.reason == UNAVAILABLE:
+                away[client] = reply
+                continue
             seconds = 0.0
             if isinstance(reply, Reply):
                 self.downlink.delivered(client)
                 seconds = float(reply.metrics.get("device-seconds", 0.0))
             arrival, down = self.clock + seconds, exchange.bytes_down[client]
             heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
-        return exchange.guard_fired
+        return away, exchange.guard_fired
 
     def saved(self) -> dict[str, Saved]:
         """As of `Server`, with the answers that are on their way."""

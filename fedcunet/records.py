@@ -32,7 +32,7 @@ CONFIG_KEY = "config"
 METRICS_KEY = "metrics"
 NUM_EXAMPLES_KEY = "num-examples"
 NUM_VALIDATION_KEY, NUM_TEST_KEY = "num-validation-examples", "num-test-examples"
-MEMORY_KEY = "memory-bytes"
+MEMORY_KEY, NEEDED_KEY, RUNG_KEY = "memory-bytes", "needed-bytes", "rung"
 
 # The one array in the record: its name, and how its bytes are to be understood.
 MODEL_NAME = "model"
@@ -47,6 +47,8 @@ CLIENT_APP_CRASHED = 8
 # Our own: the client has nothing that the differences in the message start from.
 NEEDS_SNAPSHOT = 1001
 
+# Outcome of a virtual client whose device does not answer: nothing is sent to it.
+UNAVAILABLE = "unavailable"
 # What a client with data of its own says: under which id it was admitted is the server's to know.
 UNKNOWN_CLIENT = -1
 
@@ -104,6 +106,8 @@ class Description:
     num_test: int  # and to evaluate the final model on
     device: str  # name of its device profile
     memory_bytes: int  # what its training may take
+    needed_bytes: int = 0  # what it was measured to take; 0: not measured
+    rung: int = 0  # of the setting's ladder
 
 
 def describe_content() -> RecordDict:
@@ -119,6 +123,8 @@ def description_content(
     num_validation: int = 0,
     num_test: int = 0,
     memory_bytes: int = 0,
+    needed_bytes: int = 0,
+    rung: int = 0,
 ) -> RecordDict:
     """Content of the answer to `describe_content`."""
     record = ConfigRecord(
@@ -129,6 +135,8 @@ def description_content(
             NUM_TEST_KEY: num_test,
             "device": device,
             MEMORY_KEY: memory_bytes,
+            NEEDED_KEY: needed_bytes,
+            RUNG_KEY: rung,
         }
     )
     return RecordDict({CONFIG_KEY: record})
@@ -145,9 +153,13 @@ def read_description(message: Message) -> Description | BadReply:
         client, count = record.get("client"), record.get(NUM_EXAMPLES_KEY)
         if type(client) is not int or not UNKNOWN_CLIENT <= client < 2**31:
             return _bad("malformed-reply", f"client id: found {client!r}, expected 0 to 2^31 - 1")
-        memory_bytes = record.get(MEMORY_KEY)
-        if type(memory_bytes) is not int or not 0 <= memory_bytes < 2**63:
-            return _bad("malformed-reply", f"memory: found {memory_bytes!r}, expected bytes")
+        counts = []
+        for key in (MEMORY_KEY, NEEDED_KEY, RUNG_KEY):
+            found = record.get(key)
+            if type(found) is not int or not 0 <= found < 2**63:
+                return _bad("malformed-reply", f"{key}: found {found!r}, expected a whole number")
+            counts.append(found)
+        memory_bytes, needed_bytes, rung = counts
         if type(count) is not int or not 1 <= count <= MAX_EXAMPLES:
             return _bad("bad-num-examples", f"found {count!r}, expected 1 to {MAX_EXAMPLES}")
         held_back = []
@@ -164,6 +176,8 @@ def read_description(message: Message) -> Description | BadReply:
             num_test=held_back[1],
             device=one_line(str(record.get("device", "")))[:MAX_NAME_LENGTH],
             memory_bytes=memory_bytes,
+            needed_bytes=needed_bytes,
+            rung=rung,
         )
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")

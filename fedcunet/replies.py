@@ -14,9 +14,9 @@ from fedcunet.aggregation import MeanAccumulator, statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
-from fedcunet.records import BadReply, Description, Reply
+from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
 from fedcunet.robust import aggregate, breakdown, num_attackers
-from fedcunet.terms import staleness_factor, update_payload
+from fedcunet.terms import client_setting, staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
@@ -38,6 +38,8 @@ class ClientLine:
     bytes_down: int
     bits_per_parameter: float
     device: str  # name of its device profile
+    rung: int  # of the setting's ladder
+    update_bits: float  # that it was told
     metrics: dict[str, int | float]  # as the client reported them
 
 
@@ -85,7 +87,7 @@ class RoundReplies:
             self._note(client, reply.reason, reply.detail)
             return
         number = self.started.get(client, self.number)
-        expected = update_payload(self.layout, self.config, number, client)
+        expected = update_payload(self.layout, self._setting(client), number, client)
         result = admit(reply.blob, expected)
         known = self.clients[client].num_examples
         deadline = self.config.federation.deadline_seconds
@@ -103,6 +105,11 @@ class RoundReplies:
             self.admitted[client] = (result, reply.num_examples)
         self._note(client, outcome, detail, reply)
 
+    def _setting(self, client: int) -> RunConfig:
+        """What the client was told."""
+        known = self.clients[client]
+        return client_setting(self.config, known.device, known.rung)
+
     def _note(self, client: int, outcome: str, detail: str, reply: Reply | None = None) -> None:
         blob = reply.blob if reply else b""
         self.lines.append(
@@ -116,6 +123,8 @@ class RoundReplies:
                 bytes_down=self.bytes_down[client],
                 bits_per_parameter=bits_per_parameter(blob, self.layout),
                 device=self.clients[client].device,
+                rung=self.clients[client].rung,
+                update_bits=self._setting(client).update.bits,
                 metrics=reply.metrics if reply else {},
             )
         )
@@ -225,8 +234,9 @@ class RoundReplies:
         weights = [line.num_examples for line in told]
         losses = [line.metrics["loss"] for line in told]
         waited = [line.metrics.get("device-seconds", 0.0) for line in accepted]
+        # Who does not come in time, or not at all, is waited for until the deadline.
         deadline = self.config.federation.deadline_seconds
-        if any(line.outcome == "late" for line in self.lines):
+        if any(line.outcome in ("late", UNAVAILABLE) for line in self.lines):
             waited.append(deadline)
         return RoundLine(
             round=self.number,

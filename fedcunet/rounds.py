@@ -27,6 +27,7 @@ from fedcunet.exchange import collect
 from fedcunet.layout import Layout
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
+    UNAVAILABLE,
     BadReply,
     ConfigScalar,
     Description,
@@ -52,7 +53,9 @@ from fedcunet.terms import (
     VALIDATION,
     WANTED,
     evaluation_due,
+    is_available,
     num_wanted,
+    own_values,
     select,
 )
 
@@ -134,7 +137,10 @@ class Server:
             UserError: they are too few for the setting.
         """
         self.clients, self.left_out = describe_clients(
-            self.grid, self.config.federation.timeout_seconds, self.admitted
+            self.grid,
+            self.config.federation.timeout_seconds,
+            self.admitted,
+            num_rungs=len(self.config.rungs()),
         )
         self._check_clients()
         num_rounds = self.config.federation.rounds
@@ -231,7 +237,7 @@ class Server:
         if device_seconds is not None:
             line = dataclasses.replace(line, device_seconds=device_seconds)
         if self.accountant is not None:
-            asked = [one.client for one in judged.lines]
+            asked = [one.client for one in judged.lines if one.outcome != UNAVAILABLE]
             self.accountant.count(asked, [] if reason else list(judged.admitted), wanted)
             line = dataclasses.replace(line, privacy=self.accountant.figures())
         due = evaluation_due(self.config, round_number)
@@ -239,9 +245,19 @@ class Server:
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
 
     def _train(self, round_number: int, selected: list[int], rate: float) -> _Exchange:
-        """Has the clients train; one that lost what it had of the model gets a snapshot at once."""
+        """Has the clients train; one that lost what it had of the model gets a snapshot at once.
+
+        A virtual client whose device does not answer gets nothing, and does not train.
+        """
         exchange = _Exchange()
-        parcels = {client: self.downlink.parcel(client) for client in selected}
+        parcels = {}
+        for client in selected:
+            device = self.clients[client].device
+            if is_available(self.config, round_number, client, device):
+                parcels[client] = self.downlink.parcel(client)
+            else:
+                detail = "its device did not answer (federation.availability)"
+                exchange.replies[client] = BadReply(reason=UNAVAILABLE, detail=detail)
         self._exchange(exchange, parcels, round_number, rate)
         lost = [
             client
@@ -349,10 +365,14 @@ class Server:
         messages = []
         # The largest first: with few workers nobody waits long for the last one.
         for client in sorted(parcels, key=lambda one: -self.clients[one].num_examples):
-            own = {CLIENT: client, ACKNOWLEDGED: self.acknowledged.get(client, 0)}
-            own[BYTES_DOWN] = bytes_down[client]
+            known = self.clients[client]
+            own = own_values(self.config, known.device, known.rung) | {
+                CLIENT: client,
+                ACKNOWLEDGED: self.acknowledged.get(client, 0),
+                BYTES_DOWN: bytes_down[client],
+            }
             content = model_content(parcels[client], shared | own)
-            node = self.clients[client].node_id
+            node = known.node_id
             # Nobody waits longer: a node that comes back later must not train for nothing.
             ttl = self.config.federation.timeout_seconds
             messages.append(Message(content, node, "train", ttl=ttl, group_id=str(round_number)))

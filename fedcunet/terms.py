@@ -3,11 +3,15 @@
 Everything here follows from the setting, the round and the clients' stable ids alone.
 """
 
+import functools
+import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, Scalar
+from fedcunet.devices import availability_of
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 
@@ -82,6 +86,35 @@ def update_payload(layout: Layout, config: RunConfig, round_number: int, client:
         bits=config.update.bits,
         fine_bits=config.update.fine_bits,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def client_setting(config: RunConfig, device: str, rung: int) -> RunConfig:
+    """The setting as a client gets it: on its rung of the ladder, with its device's update bits."""
+    setting, bits = config.rungs()[rung], config.update.bits_on(device)
+    if bits == config.update.bits:
+        return setting
+    return replace(setting, update=replace(setting.update, bits=bits, bits_by_device=""))
+
+
+@functools.lru_cache(maxsize=256)
+def own_values(config: RunConfig, device: str, rung: int) -> dict[str, Scalar]:
+    """What a client's message says in place of the setting's own values."""
+    common = config.flat()
+    own = client_setting(config, device, rung).flat()
+    return {key: value for key, value in own.items() if value != common[key]}
+
+
+def is_available(config: RunConfig, round_number: int, client: int, device: str) -> bool:
+    """Whether a client answers when it is asked to train.
+
+    It follows from the seed, the round, the client's id and its device's availability alone.
+    """
+    if not config.federation.availability:
+        return True
+    drawn = f"fedcunet availability {config.seed} {round_number} {client}"
+    digest = hashlib.sha256(drawn.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < availability_of(device)
 
 
 def num_wanted(config: RunConfig, num_clients: int) -> int:

@@ -27,7 +27,9 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.measured import summary_figures
 from fedcunet.metrics import balance_index
 from fedcunet.privacy import check_accountant
+from fedcunet.records import UNAVAILABLE
 from fedcunet.replies import ClientLine, RoundLine
+from fedcunet.roster import fleet
 from fedcunet.rounds import Server
 from fedcunet.saved import Saved
 from fedcunet.terms import LOCAL_KEYS, evaluation_due
@@ -153,6 +155,7 @@ def serve(
         server.run()
         summary = run.summary(name, time.perf_counter() - begin)
         summary["left_out"] = server.left_out
+        summary["fleet"] = fleet(server.clients, config)
         summary["workers_replaced"] = getattr(grid, "faults", {})  # of the Ray engine
         recorder.summary(summary)
         display.end(summary)
@@ -288,7 +291,8 @@ class _Run:
         self._recorder.examples(crops, self._predicted_NK2, self._last.error_N, scheme)
         recorder = self._recorder
         size, ratio = self._model_size()
-        totals, num_replies = recorder.totals, sum(recorder.replies.values())
+        totals = recorder.totals
+        num_replies = sum(recorder.replies.values()) - recorder.replies[UNAVAILABLE]
         committed, abandoned = totals["committed"], totals["abandoned"]
         layout = network_layout(self.model)
         per_reply = 1 / max(num_replies, 1)

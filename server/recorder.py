@@ -304,6 +304,8 @@ def _client_object(line: ClientLine) -> dict[str, Any]:
         "compute_seconds": metrics.get("compute-seconds"),
         "encode_seconds": metrics.get("encode-seconds"),
         "device": line.device,
+        "rung": line.rung,
+        "update_bits": line.update_bits,
         "device_seconds": {
             part: metrics.get(f"device-{part}-seconds")
             for part in ("compute", "downlink", "uplink")

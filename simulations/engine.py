@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
 
-import functools
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
 from clients.attacks import ATTACK_KEY
-from clients.devices import (
-    TRAINING_SHARE,
-    DeviceProfile,
-    assign,
-    describe,
-    parse_fleet,
-    too_small,
-)
 from fedcunet.attackers import attackers_of
 from fedcunet.config import RunConfig
-from fedcunet.data import load
 from fedcunet.errors import UserError
-from fedcunet.measured import NotMeasured, StepNeed, step_need
 from fedcunet.privacy import NOISE_SEED_KEY
+from simulations.fleet import growth_bytes, node_values
 from simulations.loopback import LoopbackGrid
 from simulations.ray_grid import RayGrid
 from simulations.ray_session import check_memory, start_ray
@@ -69,10 +58,6 @@ class Engine:
 
     def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
         """The grid of the setting's virtual clients, closed with the stack."""
-        devices = assign(
-            parse_fleet(config.federation.fleet), config.federation.clients, config.seed
-        )
-        _warn_of_small_devices(devices, config)
         local = {
             "data.root": config.data.root,
             "data.cache-bytes": config.data.cache_bytes,
@@ -81,7 +66,7 @@ class Engine:
             "federation.state-dir": config.federation.state_dir,
         }
         local[NOISE_SEED_KEY] = config.seed
-        nodes = [local | {"device": device.name} for device in devices]
+        nodes = [local | values for values in node_values(config)]
         for client, attack in attackers_of(config).items():
             nodes[client] |= {ATTACK_KEY: attack}
         flat = config.flat()
@@ -109,26 +94,4 @@ def worker_bytes(config: RunConfig) -> int:
     A worker that has loaded everything (measured once), the images it keeps (a limit that it
     holds), and a training step of this setting (measured: `fedcunet/measured.py`).
     """
-    return IDLE_WORKER_BYTES + config.data.cache_bytes + _step_need(config).growth_bytes
-
-
-@functools.lru_cache(maxsize=8)
-def _step_need(config: RunConfig) -> StepNeed:
-    data = config.data
-    found = load(data.name, data.root, data.train_subset, boxes=data.boxes)
-    return step_need(config, found.scheme.num_landmarks)
-
-
-def _warn_of_small_devices(devices: list[DeviceProfile], config: RunConfig) -> None:
-    """Says so on standard error if devices of the fleet could not hold the training process."""
-    try:
-        needed = _step_need(config).resident_bytes
-    except NotMeasured:
-        return  # the summary says so
-    small = too_small(devices, needed)
-    if small:
-        print(
-            f"fleet: too small for a training process of {needed / 1e9:.2f} GB (measured; a "
-            f"device gives it {TRAINING_SHARE:.0%} of its memory): {describe(small)}",
-            file=sys.stderr,
-        )
+    return IDLE_WORKER_BYTES + config.data.cache_bytes + growth_bytes(config)

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from clients.devices import assign, device_time, parse_fleet
+from fedcunet.devices import assign, device_time, parse_fleet
 
 NASTY = '<script>alert("1")</script> & $x_1$ \x1b[31m "quoted" \u0645'
 NUM_PARAMETERS = 226_000

@@ -22,7 +22,8 @@ ALLOWED = {
     "metrics": {"errors"},
     "codecs": {"bits", "errors"},
     "quant": {"models", "bits", "errors"},
-    "config": {"data", "quant", "codecs", "errors"},
+    "devices": {"errors"},
+    "config": {"data", "quant", "codecs", "devices", "errors"},
     "attackers": {"config", "errors"},
     "privacy": {"config", "saved", "errors"},
     "partitioners": {"config", "data", "errors"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "saved": {"files", "errors"},
     "aggregation": {"layout", "saved"},
     "client_evaluation": {"records", "terms"},
-    "terms": {"expected", "layout", "config"},
+    "terms": {"expected", "layout", "config", "devices"},
     "downlink": {
         "codecs",
         "terms",
@@ -60,7 +61,7 @@ ALLOWED = {
         "config",
     },
     "exchange": set(),
-    "roster": {"exchange", "records", "errors"},
+    "roster": {"exchange", "records", "terms", "config", "errors"},
     "buffered": {"rounds", "replies", "records", "terms", "saved", "errors"},
     "rounds": {
         "exchange",
@@ -109,6 +110,7 @@ ALLOWED = {
         "errors",
     },
     "measured": {"memory", "config", "files", "errors"},
+    "ladder": {"measured", "config", "errors"},
     "sweep": {"measured", "memory", "config", "files", "errors"},
 }
 # Which applications each application may import; `reports` is what server and simulations show.

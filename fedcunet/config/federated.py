@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fedcunet.codecs import check_codec_bits, get_codec
+from fedcunet.config.device_bits import KEY as DEVICE_BITS_KEY
+from fedcunet.config.device_bits import parse_device_bits
 from fedcunet.config.tables import check_range
 from fedcunet.data.labels import Label
 from fedcunet.data.partition import PartitionScheme
 from fedcunet.data.sizes import Sizes
+from fedcunet.devices import kind_of
 from fedcunet.errors import UserError
 
 # Partitioners of flwr-datasets, an optional extra: fedcunet/partitioners.py.
@@ -28,6 +31,8 @@ class UpdateConfig:
 
     codec: str = "eden"  # a name of `fedcunet codecs`
     bits: float = 2.0  # bits per parameter of the codec
+    # Other bits for the clients on some devices, "phone-low:1,phone-mid:2"; the others have `bits`.
+    bits_by_device: str = ""
     # Of BatchNorm and the first and last convolutions; 32 with codec float32; 0: 8, or beside a
     # codec with a budget four times its bits.
     fine_bits: int = 0
@@ -42,8 +47,17 @@ class UpdateConfig:
         """The codec of the payloads: with error feedback the trellis in its Wiener-scaled form."""
         return "trellis-wiener" if self.codec == "trellis" and feedback else self.codec
 
+    def bits_on(self, device: str) -> float:
+        """The bits of a client on a device of that name."""
+        return parse_device_bits(self.bits_by_device).get(kind_of(device), self.bits)
+
     def __post_init__(self) -> None:
         check_codec_bits(get_codec(self.codec), self.bits)
+        for name, bits in parse_device_bits(self.bits_by_device).items():
+            try:
+                check_codec_bits(get_codec(self.codec), bits)
+            except UserError as error:
+                raise UserError(f"{DEVICE_BITS_KEY}, {name}: {error}") from None
         if self.fine_bits not in (0, *range(2, 17), 32):
             raise UserError(f"update.fine-bits: expected 0, 2 to 16, or 32, found {self.fine_bits}")
         if self.error_feedback == "on" and self.codec == "float32":
@@ -117,6 +131,11 @@ class FederationConfig:
     validation_fraction: float = 0.0
     test_fraction: float = 0.0  # and another share, for the final model alone
     fleet: str = "phone-low:1,phone-mid:2,phone-high:1"  # mix of device profiles
+    # Thriftier settings for devices that cannot hold this one, "storage=packed; storage=frugal":
+    # the first that fits is taken, and where none does the client stays out. Empty: all train.
+    ladder: str = ""
+    # Whether clients answer with the probability of their device only.
+    availability: bool = False
     state_dir: str = ".fedcunet/clients"  # the clients' own state, a file each
     measured_dir: str = ".fedcunet/measured"  # memory that training steps were seen to take
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fedcunet.config.federated import (
     PrivacyConfig,
     UpdateConfig,
 )
+from fedcunet.config.ladder import climb_rung, parse_ladder, rung_texts
 from fedcunet.config.local import DataConfig, ModelConfig, QuantConfig, TrainingConfig
 from fedcunet.config.tables import Scalar, build, check_range, flat, nested, typed, unflat
 from fedcunet.errors import UserError
@@ -39,6 +40,7 @@ class RunConfig:
         check_range("seed", self.seed, 0, 2**31 - 1)
         if self.federation.mode == "buffered":
             self._check_buffered()
+        self.rungs()
         if self.update.prediction and not self.downlink.coded:
             raise UserError(
                 "update.prediction: expected a downlink.codec that sends differences, found float32"
@@ -57,6 +59,27 @@ class RunConfig:
                 raise UserError(
                     f"{key}: expected {wanted} with federation.mode 'buffered', found {value}"
                 )
+
+    def rungs(self) -> tuple["RunConfig", ...]:
+        """This setting, then those of `federation.ladder`, each thriftier than the one before.
+
+        A setting on a rung has no ladder of its own.
+
+        Raises:
+            UserError: the ladder is none, or a rung makes no setting.
+        """
+        found = [self]
+        quant, training = self.quant, self.training
+        on_rung = replace(self.federation, ladder="") if self.federation.ladder else self.federation
+        texts = rung_texts(self.federation.ladder)
+        for number, rung in enumerate(parse_ladder(self.federation.ladder), start=1):
+            try:
+                quant, training = climb_rung(quant, training, rung)
+            except UserError as error:
+                where = f"federation.ladder, rung {number} '{texts[number - 1]}'"
+                raise UserError(f"{where}: {error}") from None
+            found.append(replace(self, quant=quant, training=training, federation=on_rung))
+        return tuple(found)
 
     @property
     def error_feedback(self) -> bool:

@@ -31,7 +31,7 @@ app = ClientApp()
 @app.train()
 def train(message, context):
     import time
-    import clients.devices, fedcunet, ray, simulations
+    import clients.state, fedcunet, ray, simulations
     time.sleep(0.5)
     files = [module.__file__ for module in (clients, fedcunet, simulations)]
     said = json.dumps([ray.get_runtime_context().get_node_id(), *files])

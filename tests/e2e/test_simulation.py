@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.devices import profile_named
 from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, load
 from fedcunet.data.partition import hold_back
+from fedcunet.devices import profile_named
 from fedcunet.errors import UserError
 from fedcunet.partitioners import deal
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256

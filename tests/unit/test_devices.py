@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from clients.devices import (
+from fedcunet.devices import (
     PROFILES,
     TRAINING_SHARE,
     DeviceProfile,

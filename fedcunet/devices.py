@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from fedcunet.errors import UserError
@@ -37,6 +37,11 @@ class DeviceProfile:
     downlink_bytes_per_second: float
     relative_speed: float
     availability: float
+
+    @property
+    def training_bytes(self) -> int:
+        """What a training process may take of the memory."""
+        return int(TRAINING_SHARE * self.memory_bytes)
 
     def __post_init__(self) -> None:
         positive = {
@@ -106,22 +111,44 @@ PROFILES: dict[str, DeviceProfile] = {
 Fleet = tuple[tuple[DeviceProfile, Fraction], ...]
 
 _SHARE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_MEMORY = re.compile(r"([1-9][0-9]{0,5})(MB|GB|MiB|GiB)")
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": _GIB}
+
+
+def kind_of(name: str) -> str:
+    """The profile's name in a device's: `phone-low` in `phone-low@900MB`."""
+    return name.partition("@")[0]
 
 
 def profile_named(name: str) -> DeviceProfile:
-    """The profile of that name.
+    """The profile of that name; `phone-low@900MB` is `phone-low` with so much memory.
 
     Raises:
-        UserError: There is none; the line lists those that exist.
+        UserError: There is none (the line lists those that exist), or the memory is none.
     """
-    if name not in PROFILES:
+    kind, at, memory = name.partition("@")
+    if kind not in PROFILES:
         known = ", ".join(PROFILES)
-        raise UserError(f"unknown device profile {name!r}; there are {known}")
-    return PROFILES[name]
+        raise UserError(f"unknown device profile {kind!r}; there are {known}")
+    if not at:
+        return PROFILES[kind]
+    found = _MEMORY.fullmatch(memory)
+    if found is None:
+        raise UserError(
+            f"device {name!r}: expected its memory as a whole number of {', '.join(_UNITS)}, such "
+            f"as {kind}@900MB, found {memory!r}"
+        )
+    return replace(PROFILES[kind], name=name, memory_bytes=int(found[1]) * _UNITS[found[2]])
+
+
+def availability_of(name: str) -> float:
+    """The probability that such a device answers; 1 for a name that no profile has."""
+    profile = PROFILES.get(kind_of(name))
+    return 1.0 if profile is None else profile.availability
 
 
 def parse_fleet(text: str) -> Fleet:
-    """The profiles and shares of a fleet string such as `"phone-low:1,phone-mid:2"`.
+    """The profiles and shares of a fleet string such as `"phone-low@900MB:1,phone-mid:2"`.
 
     A share is a positive decimal number, 1 where none is given; only their ratios matter.
 
@@ -136,7 +163,7 @@ def parse_fleet(text: str) -> Fleet:
                 f"fleet {text!r}: an entry without a name; expected 'profile:share,profile:share'"
             )
         profile = profile_named(name)
-        if any(profile is other for other, _ in fleet):
+        if any(profile == other for other, _ in fleet):
             raise UserError(f"fleet {text!r}: profile {name!r} is given twice")
         share = share if colon else "1"
         if not _SHARE.fullmatch(share) or Fraction(share) == 0:
@@ -210,10 +237,11 @@ def too_small(devices: list[DeviceProfile], needed_bytes: int) -> list[DevicePro
         devices: the clients' devices.
         needed_bytes: high-water mark of such a process (`fedcunet.measured.StepNeed`).
     """
-    return [device for device in devices if needed_bytes > TRAINING_SHARE * device.memory_bytes]
+    return [device for device in devices if needed_bytes > device.training_bytes]
 
 
 def describe(devices: list[DeviceProfile]) -> str:
     """The fleet in words, in the order of the table: "2 phone-low, 4 phone-mid"."""
-    counts = Counter(device.name for device in devices)
-    return ", ".join(f"{counts[name]} {name}" for name in PROFILES if counts[name])
+    counts, order = Counter(devices), list(PROFILES)
+    kinds = sorted(counts, key=lambda one: (order.index(kind_of(one.name)), one.memory_bytes))
+    return ", ".join(f"{counts[kind]} {kind.name}" for kind in kinds)
