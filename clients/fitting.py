@@ -20,7 +20,8 @@ class Fit:
     Attributes:
         memory_bytes: what training may take; 0 where nobody has set a limit.
         rung: of the ladder; 0 is the setting itself.
-        needed_bytes: what was measured; 0 where nothing had to be.
+        needed_bytes: what was measured; 0 where nothing had to be. On a real node this is the whole
+            process with the images that it keeps.
     """
 
     memory_bytes: int = 0
@@ -53,7 +54,14 @@ def fit(
     if "data.name" in node_config or "memory-bytes" in node_config:
         allowed = int(node_config.get("memory-bytes", free_memory_bytes()))
         images = config.data.cache_bytes
-        place = climb(config, num_landmarks, allowed, beside_bytes=images)
+        place = climb(
+            config,
+            num_landmarks,
+            allowed,
+            who="this client",
+            needed=lambda need: need.resident_bytes + images,
+            counted="measured, images included",
+        )
     elif config.federation.ladder:  # Flower's own simulation
         allowed = profile_named(device).training_bytes
         place = climb(config, num_landmarks, allowed, who=device)

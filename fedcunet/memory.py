@@ -199,7 +199,8 @@ def _timed(step: TrainingStep) -> float:
 
 def naive(config: RunConfig) -> RunConfig:
     """The same network, batch and optimiser in float32 with plain autograd."""
-    return replace(config, quant=QuantConfig())
+    on_no_ladder = replace(config.federation, ladder="")  # whose bits are not those of float32
+    return replace(config, quant=QuantConfig(), federation=on_no_ladder)
 
 
 def compare_with_naive(

@@ -22,11 +22,15 @@ class Column:
 
 
 def rejected(summary: Mapping[str, Any]) -> dict[str, int]:
-    """Counted reasons of a summary's rejected replies, most frequent first."""
+    """Counted reasons of a summary's rejected replies, most frequent first.
+
+    Of a device that was not available there is no reply to reject.
+    """
     replies = summary.get("replies")
     if not isinstance(replies, Mapping):
         return {}
-    counts = {str(k): units.whole(v) for k, v in replies.items() if k != "accepted"}
+    fine = ("accepted", "unavailable")
+    counts = {str(k): units.whole(v) for k, v in replies.items() if k not in fine}
     return dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda p: (-p[1], p[0])))
 
 

@@ -125,7 +125,10 @@ def _run_page(run: RunFolder, max_pictures: int) -> str:
         _section("Landmarks on test pictures", sections.own_pictures(run.examples, max_pictures)),
         _section(
             "Clients",
-            curves.device_bars(run) + sections.client_table(run) + sections.left_out([run], [name]),
+            curves.device_bars(run)
+            + sections.fleet_table(run)
+            + sections.client_table(run)
+            + sections.left_out([run], [name]),
         ),
         _section("Replies and rounds", sections.replies([run], [name])),
         _section("Setting", sections.setting_tables([run], [name])),

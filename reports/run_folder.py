@@ -30,6 +30,7 @@ class ClientTotals:
     num_examples: int = 0
     replies: int = 0
     accepted: int = 0
+    unavailable: int = 0  # rounds in which its device did not answer
     bytes_up: float = 0.0
     bytes_down: float = 0.0
     compute_seconds: float = 0.0
@@ -39,11 +40,14 @@ class ClientTotals:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Add one line of `clients.jsonl`."""
+        if line.get("device") is not None:
+            self.device = units.printable(line["device"], 30)
+        if line.get("outcome") == "unavailable":  # nothing was sent to it
+            self.unavailable += 1
+            return
         self.replies += 1
         self.accepted += line.get("outcome") == "accepted"
         self.num_examples = units.whole(line.get("num_examples")) or self.num_examples
-        if line.get("device") is not None:
-            self.device = units.printable(line["device"], 30)
         self.bytes_up += units.number(line.get("bytes_up")) or 0.0
         self.bytes_down += units.number(line.get("bytes_down")) or 0.0
         self.compute_seconds += units.number(line.get("compute_seconds")) or 0.0

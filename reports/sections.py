@@ -66,6 +66,7 @@ def client_table(run: RunFolder) -> str:
         ("Examples", ""),
         ("Accepted", "replies"),
         ("Rejected", "replies"),
+        ("Unavailable", "rounds"),
         ("Up", "a round"),
         ("Down", "a round"),
         ("Measured", "compute"),
@@ -76,7 +77,7 @@ def client_table(run: RunFolder) -> str:
     ]
     rows = []
     for client in run.clients[:_MAX_CLIENT_ROWS]:
-        parts = client.device_parts()
+        parts, count = client.device_parts(), max(client.replies, 1)
         num_rejected = client.replies - client.accepted
         rows.append(
             [
@@ -85,9 +86,10 @@ def client_table(run: RunFolder) -> str:
                 f"{client.num_examples:,}",
                 f"{client.accepted:,}",
                 f'<span class="bad">{num_rejected:,}</span>' if num_rejected else "0",
-                units.size(client.bytes_up / client.replies),
-                units.size(client.bytes_down / client.replies),
-                units.seconds(client.compute_seconds / client.replies),
+                f"{client.unavailable:,}",
+                units.size(client.bytes_up / count),
+                units.size(client.bytes_down / count),
+                units.seconds(client.compute_seconds / count),
                 *(units.seconds(part) for part in parts),
                 units.seconds(sum(parts)),
             ]
@@ -100,9 +102,38 @@ def client_table(run: RunFolder) -> str:
     )
 
 
+def fleet_table(run: RunFolder) -> str:
+    """Which devices trained how, where they did not all train alike."""
+    rows = run.summary.get("fleet")
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if not any(run.setting.get(key) for key in ("federation.ladder", "update.bits-by-device")):
+        return ""
+    cells = [
+        [
+            f'<span class="keep">{escape(units.printable(row.get("device"), 30))}</span>',
+            escape(units.printable(row.get("changes") or "the setting itself")),
+            units.printable(units.whole(row.get("rung"))),
+            f"{units.whole(row.get('clients')):,}",
+            units.size(row.get("needed_bytes")),
+            units.plain(row.get("update_bits")),
+        ]
+        for row in rows[:_MAX_LEFT_OUT]
+    ]
+    headings = [
+        ("Device", ""),
+        ("Trains with", ""),
+        ("Rung", "of the ladder"),
+        ("Clients", ""),
+        ("Memory", "measured"),
+        ("Update bits", "told"),
+    ]
+    text = page.table(headings, cells, caption="Devices", text_columns=2) if cells else ""
+    return f"<h3>Devices</h3>{text}" if text else ""
+
+
 def clients_of(run: RunFolder, name: str) -> str:
     """The clients of one of several runs, folded away under its name."""
-    content = client_table(run)
+    content = fleet_table(run) + client_table(run)
     if not content:
         return ""
     return f"<details><summary>{escape(name)}</summary>{content}</details>"
