@@ -15,6 +15,8 @@ from fedcunet.measured import step_need
 from fedcunet.quant.layers import QuantConv2d
 from fedcunet.quant.storage import Stored
 from reports.report import write_run_report
+from server.app import NoDisplay, serve
+from simulations.loopback import LoopbackGrid
 from tests.e2e.test_simulation import FACES, run
 
 LADDER = "storage=packed; storage=frugal bits=6,1,6; batch-size=half"
@@ -104,6 +106,26 @@ def test_a_fleet_that_holds_no_rung_is_refused_before_anything_is_written(
         run(fleet.config.replace(federation__fleet=fleet.names[3]), tmp_path / "run")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_real_node_takes_the_rung_that_fits_into_its_own_memory(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    config = fleet.config.replace(federation__rounds=1)
+    whole, packed = (
+        step_need(rung, 68).resident_bytes + config.data.cache_bytes for rung in config.rungs()[:2]
+    )
+    assert packed < whole
+    local = {"data.name": "300w", "data.root": config.data.root, "num-partitions": 2}
+    local |= {"federation.measured-dir": config.federation.measured_dir}
+    nodes = [local | {"memory-bytes": allowed} for allowed in (whole, whole - 1)]
+    grid = LoopbackGrid("clients.app:app", nodes, config.flat())
+    summary = serve(grid, config, out=tmp_path / "run", name="run", display=NoDisplay())
+    assert summary["replies"] == {"accepted": 2}
+    assert [(row["rung"], row["needed_bytes"]) for row in summary["fleet"]] == [
+        (0, whole),
+        (1, packed),
+    ]
 
 
 @pytest.mark.ray

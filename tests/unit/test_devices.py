@@ -12,6 +12,7 @@ from fedcunet.devices import (
     TRAINING_SHARE,
     DeviceProfile,
     assign,
+    availability_of,
     describe,
     device_time,
     parse_fleet,
@@ -125,6 +126,28 @@ def test_an_impossible_profile_is_refused() -> None:
         DeviceProfile("x", 1, 1.0, 1.0, 0.0, 1.0)
     with pytest.raises(ValueError, match=r"availability is 1\.5"):
         DeviceProfile("x", 1, 1.0, 1.0, 1.0, 1.5)
+
+
+def test_a_device_can_be_given_another_memory_and_keeps_its_links() -> None:
+    small, low = profile_named("phone-low@900MB"), profile_named("phone-low")
+    assert small.memory_bytes == 900 * 10**6
+    assert dataclasses.replace(small, name=low.name, memory_bytes=low.memory_bytes) == low
+    assert profile_named("tablet@3GiB").memory_bytes == 3 * 2**30
+    devices = assign(parse_fleet("phone-low@900MB:1,phone-low:2,laptop:1,phone-low@1GB"), 5, seed=0)
+    assert describe(devices) == "1 phone-low@900MB, 1 phone-low@1GB, 2 phone-low, 1 laptop"
+    assert profile_named("phone-low@900MB").training_bytes == 450 * 10**6
+    assert availability_of("phone-low@900MB") == low.availability
+    assert availability_of("a toaster") == 1
+
+
+@pytest.mark.parametrize("memory", ["", "900", "0MB", "-1GB", "1.5GB", "900 MB", "1TB"])
+def test_a_memory_that_is_none_is_refused_in_one_line(memory: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse_fleet(f"laptop:1,phone-low@{memory}:2")
+    assert str(refusal.value) == (
+        f"device 'phone-low@{memory}': expected its memory as a whole number of MB, GB, MiB, GiB, "
+        f"such as phone-low@900MB, found '{memory}'"
+    )
 
 
 def test_a_fleet_is_described_in_words() -> None:
