@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from clients.fitting import NEEDED_KEY, RUNG_KEY, STAYS_OUT_KEY
 from fedcunet.config import RunConfig, Scalar
+from fedcunet.config.device_bits import parse_device_bits
 from fedcunet.config.ladder import rung_texts
 from fedcunet.data import load
 from fedcunet.devices import (
@@ -15,6 +16,7 @@ from fedcunet.devices import (
     DeviceProfile,
     assign,
     describe,
+    kind_of,
     parse_fleet,
     too_small,
 )
@@ -53,6 +55,7 @@ def node_values(config: RunConfig) -> list[dict[str, Scalar]]:
         RunFailure: no client has a device that holds the training process.
     """
     devices = devices_of(config)
+    _warn_of_bits_without_effect(devices, config)
     if not config.federation.ladder:
         _warn_of_small_devices(devices, config)
         return [{"device": device.name} for device in devices]
@@ -110,6 +113,13 @@ def _say_places(devices: list[DeviceProfile], places: Places, config: RunConfig)
         if isinstance(place, TooSmall):
             who = describe([device for device in devices if device.name == name])
             print(f"ladder: {who} left out: {place}", file=sys.stderr)
+
+
+def _warn_of_bits_without_effect(devices: list[DeviceProfile], config: RunConfig) -> None:
+    kinds = {kind_of(device.name) for device in devices}
+    for name in parse_device_bits(config.update.bits_by_device):
+        if name not in kinds:
+            print(f"update.bits-by-device: no client is on a {name}", file=sys.stderr)
 
 
 def _warn_of_small_devices(devices: list[DeviceProfile], config: RunConfig) -> None:

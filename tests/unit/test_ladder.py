@@ -154,6 +154,16 @@ def test_each_device_of_a_fleet_takes_its_own_rung(
     ]
 
 
+def test_bits_for_a_device_that_no_client_has_are_said_to_have_no_effect(
+    asked: list[RunConfig], no_data: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG.replace(
+        federation__fleet="laptop@900GB", update__bits_by_device="laptop:1,tablet:1"
+    )
+    virtual.node_values(config)
+    assert "update.bits-by-device: no client is on a tablet\n" in capsys.readouterr().err
+
+
 def test_a_fleet_without_a_device_that_holds_a_rung_is_refused(
     asked: list[RunConfig], no_data: None
 ) -> None:
