@@ -98,6 +98,7 @@ def _num_landmarks(config: RunConfig) -> int:
 
 
 def _say_places(devices: list[DeviceProfile], places: Places, config: RunConfig) -> None:
+    """A line for each rung that is taken; who stays out is said when the run begins."""
     texts = ["the setting itself", *rung_texts(config.federation.ladder)]
     for rung, text in enumerate(texts):
         on_rung = {
@@ -109,10 +110,6 @@ def _say_places(devices: list[DeviceProfile], places: Places, config: RunConfig)
             needed = next(iter(on_rung.values())).needed_bytes / 1e6
             who = describe([device for device in devices if device.name in on_rung])
             print(f"ladder: {who} on rung {rung} ({text}): {needed:.0f} MB", file=sys.stderr)
-    for name, place in places.items():
-        if isinstance(place, TooSmall):
-            who = describe([device for device in devices if device.name == name])
-            print(f"ladder: {who} left out: {place}", file=sys.stderr)
 
 
 def _warn_of_bits_without_effect(devices: list[DeviceProfile], config: RunConfig) -> None:
