@@ -19,12 +19,15 @@ from server.app import NoDisplay, serve
 from simulations.loopback import LoopbackGrid
 from tests.e2e.test_simulation import FACES, run
 
-LADDER = "storage=packed; storage=frugal bits=6,1,6; batch-size=half"
+# Several fresh processes are measured, and Ray starts.
+pytestmark = pytest.mark.timeout(900)
+
+LADDER = "storage=packed; storage=frugal bits=6,1,6 batch-size=half"
 
 
 @dataclass
 class Fleet:
-    """A setting of four clients with a device for each rung but the last, and one for none."""
+    """A setting of four clients with a device for each rung, and one for none."""
 
     config: RunConfig
     needed_bytes: list[int]  # of each rung
@@ -52,7 +55,7 @@ def fleet(make_300w: Callable[..., Path], tmp_path: Path, measured_dir: Path) ->
     needed = [step_need(rung, 68).peak_bytes for rung in config.rungs()]
     # Half of a device's memory is for training: a whole number of MB above and below.
     megabytes = [-(-2 * need // 10**6) for need in needed]
-    low = 2 * needed[3] // 10**6 - 1
+    low = 2 * needed[2] // 10**6 - 1
     names = [
         "laptop",
         f"phone-mid@{megabytes[1]}MB",
@@ -82,12 +85,12 @@ def test_each_device_trains_on_the_first_rung_that_it_holds_or_stays_out(
 
     monkeypatch.setattr(clients.app, "train_pass", watched)
     summary = run(fleet.config, tmp_path / "run")
-    rungs = [("float32", 8, 4), ("packed", 8, 4), ("frugal", 6, 4)]
+    rungs = [("float32", 8, 4), ("packed", 8, 4), ("frugal", 6, 2)]
     assert sorted(trained) == sorted(2 * rungs)
     assert summary["replies"] == {"accepted": 6}
     rows = {row["device"]: row for row in summary["fleet"]}
     assert [rows[name]["rung"] for name in fleet.names[:3]] == [0, 1, 2]
-    assert [rows[name]["needed_bytes"] for name in fleet.names[:3]] == fleet.needed_bytes[:3]
+    assert [rows[name]["needed_bytes"] for name in fleet.names[:3]] == fleet.needed_bytes
     assert [rows[name]["clients"] for name in fleet.names[:3]] == [1, 1, 1]
     assert rows["laptop"]["needed_bytes"] == summary["training_peak_bytes"]
     (left_out,) = summary["left_out"]
@@ -96,7 +99,7 @@ def test_each_device_trains_on_the_first_rung_that_it_holds_or_stays_out(
     found = {line["device"]: line["rung"] for line in lines_of(tmp_path / "run")}
     assert found == {name: rung for rung, name in enumerate(fleet.names[:3])}
     report = write_run_report(tmp_path / "run").read_text()
-    assert "storage=packed; storage=frugal bits=6,1,6" in report
+    assert LADDER in report
 
 
 def test_a_fleet_that_holds_no_rung_is_refused_before_anything_is_written(
@@ -135,7 +138,7 @@ def test_mixed_devices_give_the_same_model_on_ray_as_on_loopback(
 ) -> None:
     config = fleet.config.replace(
         federation__availability=True,
-        federation__rounds=4,
+        federation__rounds=3,
         federation__quorum=0.0,
         update__codec="trellis",
         update__bits=2,
@@ -149,7 +152,7 @@ def test_mixed_devices_give_the_same_model_on_ray_as_on_loopback(
     assert found["checkpoint_sha256"] == expected["checkpoint_sha256"]
     assert found["replies"] == expected["replies"]
     assert expected["replies"].keys() == {"accepted", "unavailable"}
-    assert expected["replies"]["accepted"] + expected["replies"]["unavailable"] == 12
+    assert expected["replies"]["accepted"] + expected["replies"]["unavailable"] == 9
     bits = {line["device"]: line["update_bits"] for line in lines_of(tmp_path / "ray")}
     assert bits == dict(zip(fleet.names[:3], (2.0, 1.5, 1.0), strict=True))
     keys = ("round", "client", "outcome", "rung", "update_bits", "bytes_up", "bytes_down", "loss")
