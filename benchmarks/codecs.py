@@ -1,6 +1,6 @@
 """Codecs against the information limit and against peers: error at equal bytes, speed, means.
 
-    python benchmarks/codecs.py [--only TABLE] [--length N] [--seed S]
+    python benchmarks/codecs.py [--only TABLE] [--shrinkage] [--length N] [--seed S]
         [--peer-python PYTHON ...] [--out FILE.json] [--picture FILE.png]
 
 Two tables, on one thread, everything counted (header, scales, side information, checksum):
@@ -11,7 +11,9 @@ rates    NMSE of Gaussian and Student-t(4) values, of this project's codecs and 
          files by another process, as `fedcunet decode` does. Speeds are million values a second by
          the processor time of the process, so that other work on the machine counts little; the
          best of three.
-means    n·||error of the mean||² / mean ||x||² of n clients, x_i = sqrt(r)·s + sqrt(1-r)·e_i.
+means    n·||error of the mean||² / mean ||x||² of n clients, x_i = sqrt(r)·s + sqrt(1-r)·e_i. With
+         --shrinkage also that of the shrunk mean (federation.shrinkage), at 0.5 bit too, of the
+         codecs whose noise is known.
 
 Peers (`benchmarks/peers.py`) are run with this interpreter and those of --peer-python, for peers
 that need another numpy. bitsandbytes comes with the extra `peers`; NNCodec 2.1 and hivemind 1.1
@@ -37,8 +39,10 @@ import numpy as np
 from peers import PEERS, best_time
 
 from fedcunet.codecs import CODECS, make_seed
+from fedcunet.codecs.base import noise_known, sum_of_squares
 from fedcunet.commands.codecs import nmse, vector_payload
 from fedcunet.payload import bits_per_parameter, decode_own, pack
+from fedcunet.shrinkage import shrinkage_factor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -134,34 +138,49 @@ def peer_rows(vector: np.ndarray, pythons: list[str]) -> tuple[list[dict[str, An
     return rows, [f"{name}: {reasons[name]}" for name in PEERS if name not in found]
 
 
-def means(length: int, seed: int) -> list[dict[str, Any]]:
+def means(length: int, seed: int, shrinkage: bool) -> list[dict[str, Any]]:
     """Rows of the second table."""
     rows = []
-    for codec in ("trellis", "eden", "min-max"):
-        for bits in (1, 2):
-            for correlation in CORRELATIONS:
-                for count in (10, 100):
-                    value = error_of_mean(codec, bits, count, correlation, length, seed)
-                    rows.append({"codec": codec, "bits": bits, "clients": count,
-                                 "correlation": correlation, "n_times_nmse": value})  # fmt: skip
-                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    settings = [(codec, bits) for codec in ("trellis", "eden", "min-max") for bits in (1, 2)]
+    if shrinkage:
+        settings = [("trellis", 0.5), *settings[:-2]]
+    for codec, bits in settings:
+        for correlation in CORRELATIONS:
+            for count in (10, 100):
+                plain, shrunk = errors_of_mean(codec, bits, count, correlation, length, seed)
+                rows.append({"codec": codec, "bits": bits, "clients": count,
+                             "correlation": correlation, "n_times_nmse": plain})  # fmt: skip
+                if shrinkage:
+                    rows[-1]["n_times_nmse_shrunk"] = shrunk
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
-def error_of_mean(
+def errors_of_mean(
     codec: str, bits: float, count: int, correlation: float, length: int, seed: int
-) -> float:
+) -> tuple[float, float | None]:
+    """That of the mean and of the shrunk mean; None where the noise is not known."""
     generator = np.random.default_rng([seed, count])
     shared = np.sqrt(correlation) * generator.standard_normal(length)
-    error, energy = np.zeros(length), 0.0
+    meant, decoded = np.zeros(length), np.zeros(length)
+    energy, noise, known = 0.0, 0.0, noise_known(CODECS[codec])
     for client in range(count):
         own = np.sqrt(1 - correlation) * generator.standard_normal(length)
         vector = (shared + own).astype(np.float32)
         key = make_seed(seed, 0, client, "update")
         body = CODECS[codec].encode(vector, bits=bits, seed=key)
-        error += CODECS[codec].decode(body, length=length, bits=bits, seed=key) - vector
-        energy += float(np.square(vector.astype(np.float64)).sum())
-    return float(np.square(error / count).sum()) * count / (energy / count)
+        values = CODECS[codec].decode(body, length=length, bits=bits, seed=key)
+        meant += vector / np.float64(count)
+        decoded += values / np.float64(count)
+        energy += sum_of_squares(vector)
+        if known is not None:
+            noise += known.noise(body, values, bits=bits).item() / count**2
+    unit = energy / count / count
+    plain = sum_of_squares(decoded - meant) / unit
+    if known is None:
+        return plain, None
+    factor = shrinkage_factor(noise, sum_of_squares(decoded), length)
+    return plain, sum_of_squares(factor * decoded - meant) / unit
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -219,6 +238,7 @@ def main() -> None:
     parser.add_argument("--clients-length", type=int, default=2**15, help="values of a client")
     parser.add_argument("--seed", type=int, default=0, help="of values and codecs")
     parser.add_argument("--only", choices=["rates", "means"], help="one table alone")
+    parser.add_argument("--shrinkage", action="store_true", help="means with and without it")
     parser.add_argument(
         "--peer-python", action="append", default=[], help="an interpreter that has peers"
     )
@@ -235,7 +255,7 @@ def main() -> None:
         pythons = [sys.executable, *arguments.peer_python]
         tables["rates"], tables["missing_peers"] = rates(vectors, arguments.seed, pythons)
     if arguments.only in (None, "means"):
-        tables["means"] = means(arguments.clients_length, arguments.seed)
+        tables["means"] = means(arguments.clients_length, arguments.seed, arguments.shrinkage)
     if arguments.out:
         arguments.out.write_text(json.dumps(tables, indent=1) + "\n")
     if "rates" in tables:

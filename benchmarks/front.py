@@ -41,6 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "trellis 0.5": {**TRELLIS, "update__bits": 0.5},
     "EDEN 2": {"update__codec": "eden", "update__bits": 2},
     "trellis 2, 2 down": {**TRELLIS, "update__bits": 2, "downlink__bits": 2},
+    "trellis 0.5 shrinkage": {**TRELLIS, "update__bits": 0.5, "federation__shrinkage": True},
     "trellis 0.5 prediction": {**TRELLIS, "update__bits": 0.5, "update__prediction": True},
     "trellis 0.5 feedback": {**FEEDBACK, "update__bits": 0.5},
     "trellis 0.5, 0.5 down": {**TRELLIS, "update__bits": 0.5, "downlink__bits": 0.5},

@@ -22,13 +22,14 @@ The decoded update, also what its own client takes to compute an error-feedback 
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedcunet.codecs import get_codec
+from fedcunet.codecs.base import noise_known, sum_of_squares
 from fedcunet.errors import UserError
 from fedcunet.expected import CHECKSUM_BYTES, HEADER_BYTES, OVERHEAD_BYTES, Expected
 from fedcunet.layout import Layout
@@ -129,6 +130,27 @@ class Admitted:
         except Exception as error:
             raise Refused(Rejection("undecodable", f"{type(error).__name__}: {error}")) from error
 
+    def noise(
+        self, bodies: Sequence[np.ndarray], reference: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What coding is expected to have added: sums of squares, a number a tensor (float64).
+
+        Zero for tensors whose codec cannot tell.
+
+        Args:
+            bodies: As `decode_bodies` gave them.
+            reference: As it was given there.
+        """
+        expected, main_stop = self.expected, HEADER_BYTES + self.main_bytes
+        fine_body = self.blob[main_stop:-CHECKSUM_BYTES]
+        main_body = self.blob[HEADER_BYTES:main_stop]
+        noise_T = np.zeros(len(expected.layout.fine))
+        is_fine_T = np.array(expected.layout.fine, dtype=bool)
+        for fine, body, values in zip((False, True), (main_body, fine_body), bodies, strict=True):
+            kind = _Body(expected, fine=fine, fine_bytes=len(fine_body))
+            noise_T[is_fine_T == fine] = kind.noise(body, values, reference)
+        return noise_T
+
 
 @dataclass(frozen=True, slots=True)
 class _Body:
@@ -168,6 +190,16 @@ class _Body:
             return np.empty(0, dtype=np.float32)
         codec = get_codec(self._codec[0])
         return codec.decode(body, length=sum(segments), **self._terms(reference))
+
+    def noise(self, body: bytes, values: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
+        """The expected sum of squared errors of each tensor of this kind."""
+        segments = self.expected.layout.segments(fine=self.fine)
+        codec = noise_known(get_codec(self._codec[0]))
+        if not segments or codec is None:
+            return np.zeros(len(segments))
+        terms = self._terms(reference)
+        del terms["seed"]
+        return codec.noise(body, values, **terms)
 
 
 def _checksum(content: bytes | memoryview) -> bytes:
@@ -356,16 +388,10 @@ def check_values(
     if not largest <= limit:
         return Rejection("too-large", f"largest magnitude {largest:.3g}, allowed {limit:.3g}")
     if norm_limit is not None:
-        norm = math.sqrt(sum(map(_energy, vectors)))
+        norm = math.sqrt(sum(map(sum_of_squares, vectors)))
         if not norm <= norm_limit:
             return Rejection("too-large", f"norm {norm:.3g}, allowed {norm_limit:.3g}")
     return None
-
-
-def _energy(vector: np.ndarray) -> float:
-    """The sum of squares in float64, in pieces."""
-    pieces = (vector[begin : begin + 2**16] for begin in range(0, vector.size, 2**16))
-    return sum(float(np.square(piece.astype(np.float64)).sum()) for piece in pieces)
 
 
 def bits_per_parameter(blob: bytes, layout: Layout) -> float:

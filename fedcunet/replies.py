@@ -16,6 +16,7 @@ from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
 from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
 from fedcunet.robust import aggregate, breakdown, num_attackers
+from fedcunet.shrinkage import Shrinkage
 from fedcunet.terms import client_setting, staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
@@ -77,6 +78,10 @@ class RoundReplies:
     started: Mapping[int, int] = field(default_factory=dict)
     lines: list[ClientLine] = field(default_factory=list)
     admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
+    shrinkage: Shrinkage | None = field(init=False)  # where the setting asks for it
+
+    def __post_init__(self) -> None:
+        self.shrinkage = Shrinkage(self.layout) if self.config.federation.shrinkage else None
 
     def judge(self, client: int, reply: Reply | BadReply | None) -> None:
         """Admits the client's reply, or notes why not. Called in the order of the client ids."""
@@ -149,7 +154,10 @@ class RoundReplies:
             total = MeanAccumulator(self.layout, state_N, mixture=mixture)
             self._add_all(total)
             if len(self.admitted) >= needed:
-                return self._shrunk(total.mean(), total.weight)
+                mean_N = total.mean()
+                if self.shrinkage is not None:
+                    self.shrinkage.shrink(mean_N, total.weight)
+                return self._shortened(mean_N, total.weight)
         elif len(self.admitted) >= needed:
             folder = Path(self.config.federation.scratch_dir)
             with UpdateFile(folder, self.layout.num_parameters) as updates:
@@ -160,7 +168,7 @@ class RoundReplies:
                     return too_few or aggregate(rule, updates, attackers, self.layout, state_N)
         return f"{len(self.admitted)} updates accepted, the quorum is {needed}"
 
-    def _shrunk(self, mean_N: np.ndarray, weight: float) -> np.ndarray:
+    def _shortened(self, mean_N: np.ndarray, weight: float) -> np.ndarray:
         """The mean with a step as short as stale updates make it; statistics are no steps."""
         fresh = sum(num_examples for _, num_examples in self.admitted.values())
         if self.started and weight < fresh:
@@ -187,8 +195,9 @@ class RoundReplies:
     ) -> None:
         """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
         update, num_examples = self.admitted[client]
+        reference = self.reference(client)
         try:
-            bodies = update.decode_bodies(self.reference(client))
+            bodies = update.decode_bodies(reference)
             refused = self._refusal(bodies, masks)
         except Refused as error:
             refused = error.rejection
@@ -199,6 +208,8 @@ class RoundReplies:
             weight = 1.0 if self.config.privacy.enabled else float(num_examples)
             weight *= staleness_factor(self.number - self.started.get(client, self.number))
             total.add_parts(self.layout.places(*bodies), weight)
+            if self.shrinkage is not None:
+                self.shrinkage.add(update.noise(bodies, reference), weight)
 
     def _parameter_masks(self) -> list[np.ndarray | None]:
         """For both bodies of an update: where values are no statistics, None if nowhere else."""

@@ -48,6 +48,7 @@ ALLOWED = {
         "config",
         "errors",
     },
+    "shrinkage": {"layout", "codecs", "aggregation"},
     "update_file": {"errors"},
     "robust": {"update_file", "aggregation", "terms", "layout", "config", "errors"},
     "replies": {
@@ -57,6 +58,7 @@ ALLOWED = {
         "layout",
         "aggregation",
         "robust",
+        "shrinkage",
         "update_file",
         "config",
     },

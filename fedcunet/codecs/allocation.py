@@ -107,6 +107,32 @@ class Tensors:
         gains_values: np.ndarray = energy / (energy + error_variance(num_states))
         return gains_values
 
+    def noise(
+        self, scale: float, form: Form, num_states: int, lengths: np.ndarray, energies: np.ndarray
+    ) -> np.ndarray:
+        """The expected sum of squared errors (float64) of each tensor's values, if unbiased.
+
+        An error of variance D at each value that is coded, D = c·step². Where a share p is coded
+        and divided by p, the error of a value x is D/p + x²·(1 - p)/p on average, and the mean
+        square of what is decoded (D + x²)/p: so it is D and 1 - p of that mean square.
+
+        No tensor is said to have more noise than energy, which is never less than the noise on
+        average: so nobody claims noise that is not there.
+
+        Args:
+            scale: S.
+            form: `unbiased` or `even`.
+            num_states: Of the trellis.
+            lengths: Of the tensors.
+            energies: Sums of squares of the decoded tensors, without the prediction.
+        """
+        steps = self.steps(scale, form, num_states)
+        left_out = 1 - self.shares(form) / WHOLE
+        with np.errstate(all="ignore"):  # steps that no encoder makes
+            noise = lengths * error_variance(num_states) * steps * steps + left_out * energies
+        least: np.ndarray = np.where(self.coded, np.minimum(noise, energies), 0)
+        return least
+
     def factor_values(self) -> np.ndarray:
         """What the reference of each tensor is multiplied by (float32)."""
         return (self.factors / _FACTOR_STEPS).astype(np.float32)

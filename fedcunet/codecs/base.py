@@ -7,7 +7,7 @@ same bytes. It knows nothing of networks, rounds or clients; the caller hashes t
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -104,6 +104,36 @@ class Codec(Protocol):
         The two are equal unless `budget`.
         """
         ...
+
+
+@runtime_checkable
+class KnowsNoise(Protocol):
+    """A codec whose receiver can tell how far the decoded values are from those coded."""
+
+    def noise(
+        self,
+        body: bytes,
+        decoded: np.ndarray,
+        *,
+        bits: float,
+        segments: Sequence[int] = (),
+        reference: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The expected sum of squared errors of each segment's values: (segments,), float64.
+
+        Args:
+            body: One that was decoded.
+            decoded: What it stands for; shape (n,).
+            bits: As for `decode`, and so are the others.
+            segments: Lengths of the tensors; empty: the whole vector is one.
+            reference: The prediction.
+        """
+        ...
+
+
+def noise_known(codec: Codec) -> KnowsNoise | None:
+    """The codec if it is unbiased and its noise is known to the receiver."""
+    return codec if codec.unbiased and isinstance(codec, KnowsNoise) else None
 
 
 def make_seed(run: int, round: int, client: int, purpose: str) -> bytes:
@@ -227,6 +257,12 @@ def reduce_segments(ufunc: np.ufunc, values: np.ndarray, lengths: np.ndarray) ->
         starts = (np.cumsum(lengths) - lengths)[filled]
         result[filled] = ufunc.reduceat(values, starts, dtype=np.float64)
     return result
+
+
+def sum_of_squares(vector: np.ndarray) -> float:
+    """In float64, in pieces: no second vector is made."""
+    pieces = (vector[begin : begin + 2**16] for begin in range(0, vector.size, 2**16))
+    return sum(float(np.square(piece.astype(np.float64)).sum()) for piece in pieces)
 
 
 def exponent_bytes(scales: np.ndarray, nonzero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,14 @@ from fedcunet.codecs.base import (
     whole_codec_bits,
 )
 from fedcunet.codecs.hadamard import Rotation, groups_of_blocks, padded_length
-from fedcunet.codecs.rotated import body_bytes, pack_body, turn_back, unit_blocks, unpack_body
+from fedcunet.codecs.rotated import (
+    body_bytes,
+    pack_body,
+    rotated_noise,
+    turn_back,
+    unit_blocks,
+    unpack_body,
+)
 
 MAX_BITS = 8
 
@@ -67,6 +74,16 @@ def gaussian_levels(bits: int) -> np.ndarray:
         if np.abs(step).max() < 1e-13:
             break
     return np.concatenate([-levels[::-1], levels])
+
+
+@functools.cache
+def gaussian_distortion(bits: int) -> float:
+    """D: the mean squared error of a Gaussian of variance 1 at these levels, 1 - E[q²]."""
+    from scipy.special import ndtr
+
+    levels = gaussian_levels(bits)
+    edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
+    return float(1 - np.diff(ndtr(edges)) @ levels**2)
 
 
 @functools.cache
@@ -145,6 +162,21 @@ class EdenCodec:
             length, seed, scales, lambda part: np.take(_float32_levels(width), codes[part])
         )
         return add_reference(values, reference)
+
+    def noise(
+        self,
+        body: bytes,
+        decoded: np.ndarray,
+        *,
+        bits: float,
+        segments: Sequence[int] = (),
+        reference: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """As of `KnowsNoise`, from the scales; right on average over large blocks."""
+        distortion = gaussian_distortion(whole_codec_bits(self, bits))
+        # With D = 1 - E[q²] and <R·x, q> near (1 - D)·‖x‖² the scale is ‖x‖/(1 - D), and the error
+        # of an unbiased value D/(1 - D).
+        return rotated_noise(body, decoded.size, segments, distortion * (1 - distortion))
 
 
 def _encode_blocks(

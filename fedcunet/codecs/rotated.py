@@ -3,11 +3,12 @@
 Body: a scale for each block ("<f4"), then the packed codes of all blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fedcunet.bits import pack_codes, packed_length, unpack_codes
+from fedcunet.codecs.base import segment_lengths
 from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
 
 
@@ -63,6 +64,29 @@ def turn_back(
         values[part] = turned_BD.reshape(-1)
         block += count
     return values[:length]
+
+
+def rotated_noise(
+    body: bytes, length: int, segments: Sequence[int], squared_error: float
+) -> np.ndarray:
+    """The expected sum of squared errors of each segment (float64).
+
+    The unbiased scale is ‖x‖²/<R·x, q>. So the error is orthogonal to the values, and the rotation,
+    unlike any other's, spreads it evenly over the block.
+
+    Args:
+        body: Of `pack_body`.
+        length: Of the vector.
+        segments: Lengths of the tensors.
+        squared_error: Of a value of a block whose scale is 1.
+    """
+    sizes = np.repeat(*np.array(block_sizes(length), dtype=np.int64).reshape(-1, 2).T)
+    scales = np.frombuffer(body, dtype="<f4", count=sizes.size).astype(np.float64)
+    places = np.concatenate([[0], np.cumsum(sizes)])
+    total = np.concatenate([[0.0], np.cumsum(squared_error * scales * scales * sizes)])
+    stops = np.cumsum(segment_lengths(length, segments))
+    noise: np.ndarray = np.diff(np.interp(stops, places, total), prepend=0)
+    return noise
 
 
 def _num_blocks(length: int) -> int:

@@ -9,7 +9,6 @@ format of the bytes and measured figures.
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,13 @@ from fedcunet.codecs.allocation import (
     Tensors,
     prediction_factors,
 )
-from fedcunet.codecs.base import check_body, check_budget, check_vector, segment_lengths
+from fedcunet.codecs.base import (
+    check_body,
+    check_budget,
+    check_vector,
+    segment_lengths,
+    sum_of_squares,
+)
 from fedcunet.codecs.densities import NUM_CLASSES
 from fedcunet.codecs.dithered import (
     LANES_WITH_TAIL,
@@ -122,6 +127,24 @@ class TrellisCodec:
         if not length:
             return np.empty(0, dtype=np.float32)
         return _decode_body(body, lengths, seed, self.form, reference)
+
+    def noise(
+        self,
+        body: bytes,
+        decoded: np.ndarray,
+        *,
+        bits: float,
+        segments: Sequence[int] = (),
+        reference: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """As of `KnowsNoise`, from the steps; of the unbiased forms."""
+        lengths = segment_lengths(decoded.size, segments)
+        if not decoded.size:
+            return np.zeros(lengths.size)
+        head = _Head.of(body, lengths, self.form, reference is not None)
+        factors = head.tensors.factor_values()
+        energies = _energies(decoded, lengths, factors, reference)
+        return head.tensors.noise(head.scale, self.form, head.num_states, lengths, energies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +286,7 @@ class _Job:
 
 
 def _plan_of(
-    tensors: Tensors, counts: np.ndarray, scale: float, codec: "TrellisCodec | _Coding"
+    tensors: Tensors, counts: np.ndarray, scale: float, codec: "TrellisCodec | _Head"
 ) -> Plan:
     """The plan of tensors of which `counts` values are coded."""
     coded = counts > 0
@@ -316,46 +339,66 @@ def _unpack_low(content: bytes, plan: Plan) -> tuple[np.ndarray, int]:
     return low, position
 
 
-class _Coding(NamedTuple):
-    """What a body says of its own coding."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """What a body says before its words: of its own coding, and of the tensors."""
 
     form: Form
+    scale: float
     num_states: int
+    num_lanes: int
+    num_escaped: int
+    tensors: Tensors
+    words: slice  # where they stand in the body
+
+    @classmethod
+    def of(cls, body: bytes, lengths: np.ndarray, form: Form, has_reference: bool) -> "_Head":
+        """That of a body; ValueError for one that no encoder makes."""
+        head = _HEAD.unpack_from(body)
+        scale, num_words, num_lanes, num_escaped, side_bytes, kind, states, even_class = head
+        if kind != FORMS.index(form) + 4 * has_reference:
+            raise ValueError(f"a body of kind {kind}, expected {form}")
+        if states > 8 or (states and 1 << states not in NUM_STATES):
+            raise ValueError(f"a trellis of 2^{states} states")
+        if not 2.0**-1000 <= scale <= 2.0**1000 or even_class >= NUM_CLASSES:
+            raise ValueError(f"a scale of {scale}, a class {even_class}")
+        if not 1 <= num_lanes <= MAX_LANES or num_escaped > lengths.sum():
+            raise ValueError(f"{num_lanes} lanes, {num_escaped} escaped numbers")
+        words = slice(_HEAD.size + side_bytes, _HEAD.size + side_bytes + 2 * num_words)
+        if words.stop > len(body):
+            raise ValueError(f"{len(body)} bytes, {words.stop} are stated")
+        side = body[_HEAD.size : words.start]
+        return cls(
+            form=form,
+            scale=scale,
+            num_states=1 << states,
+            num_lanes=num_lanes,
+            num_escaped=num_escaped,
+            tensors=Tensors.from_bytes(side, lengths, form, has_reference, even_class),
+            words=words,
+        )
 
 
 def _decode_body(
     body: bytes, lengths: np.ndarray, seed: bytes, form: Form, reference: np.ndarray | None
 ) -> np.ndarray:
     """The vector (float32) of a body; ValueError for one that no encoder makes."""
-    head = _HEAD.unpack_from(body)
-    scale, num_words, num_lanes, num_escaped, side_bytes, kind, states, even_class = head
-    if kind != FORMS.index(form) + 4 * (reference is not None):
-        raise ValueError(f"a body of kind {kind}, expected {form}")
-    if states > 8 or (states and 1 << states not in NUM_STATES):
-        raise ValueError(f"a trellis of 2^{states} states")
-    if not 2.0**-1000 <= scale <= 2.0**1000 or even_class >= NUM_CLASSES:
-        raise ValueError(f"a scale of {scale}, a class {even_class}")
-    if not 1 <= num_lanes <= MAX_LANES or num_escaped > lengths.sum():
-        raise ValueError(f"{num_lanes} lanes, {num_escaped} escaped numbers")
-    words_start = _HEAD.size + side_bytes
-    words_stop = words_start + 2 * num_words
-    if words_stop > len(body):
-        raise ValueError(f"{len(body)} bytes, {words_stop} are stated")
-    tensors = Tensors.from_bytes(
-        body[_HEAD.size : words_start], lengths, form, reference is not None, even_class
-    )
+    head = _Head.of(body, lengths, form, reference is not None)
+    tensors = head.tensors
     counts, kept = kept_values(lengths, tensors.shares(form), seed)
-    plan = _plan_of(tensors, counts, scale, _Coding(form, 1 << states))
-    words = np.frombuffer(body, dtype="<u2", count=num_words, offset=words_start)
-    low, low_bytes = _unpack_low(body[words_stop:], plan)
-    escaped = unpack_escapes(body[words_stop + low_bytes :], num_escaped)
+    plan = _plan_of(tensors, counts, head.scale, head)
+    words = np.frombuffer(body[head.words], dtype="<u2")
+    low, low_bytes = _unpack_low(body[head.words.stop :], plan)
+    escaped = unpack_escapes(body[head.words.stop + low_bytes :], head.num_escaped)
     if not plan.num_values:
-        if num_words or num_escaped:
+        if words.size or escaped.size:
             raise ValueError("symbols of no tensor")
         values = np.zeros(int(lengths.sum()), dtype=np.float32)
     else:
-        gains = tensors.gains(form, 1 << states)[counts > 0]
-        coded = decode_values(words.astype(np.uint16), low, escaped, seed, plan, num_lanes, gains)
+        gains = tensors.gains(form, head.num_states)[counts > 0]
+        coded = decode_values(
+            words.astype(np.uint16), low, escaped, seed, plan, head.num_lanes, gains
+        )
         values = coded
         if kept is not None:
             values = np.zeros(kept.size, dtype=np.float32)
@@ -363,3 +406,17 @@ def _decode_body(
     if reference is not None:
         values += np.repeat(tensors.factor_values(), lengths) * reference
     return values
+
+
+def _energies(
+    decoded: np.ndarray, lengths: np.ndarray, factors: np.ndarray, reference: np.ndarray | None
+) -> np.ndarray:
+    """Sums of squares (float64) of each tensor without its prediction, a tensor at a time."""
+    energies = np.zeros(lengths.size)
+    stops = np.cumsum(lengths)
+    for index, (start, stop) in enumerate(zip(stops - lengths, stops, strict=True)):
+        part = decoded[start:stop]
+        if reference is not None:
+            part = part - factors[index] * reference[start:stop]
+        energies[index] = sum_of_squares(part)
+    return energies

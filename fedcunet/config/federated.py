@@ -110,6 +110,9 @@ class FederationConfig:
     max_update_norm: float = 1e4  # an update with a larger l2 norm is refused; 0: no limit
     # What becomes of the updates: their mean, or a rule that withstands a minority (docs/robust.md)
     aggregation: Literal["mean", "trimmed-mean", "median", "multi-krum", "norm-clipping"] = "mean"
+    # Shorten each tensor of the mean by the noise that coding is known to have added to it
+    # (fedcunet/shrinkage.py); for codecs that are unbiased and whose noise the server can tell.
+    shrinkage: bool = False
     assumed_attackers: float = 0.0  # share of a round's clients that the rule must withstand
     scratch_dir: str = ".fedcunet/scratch"  # the server's: decoded updates of a round, for rules
     # Of a simulation's clients: share that attacks, and how. No other client obeys it.

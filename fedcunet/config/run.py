@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedcunet.codecs import CODECS, get_codec
+from fedcunet.codecs.base import noise_known
 from fedcunet.config.federated import (
     DownlinkConfig,
     FederationConfig,
@@ -41,6 +43,8 @@ class RunConfig:
         if self.federation.mode == "buffered":
             self._check_buffered()
         self.rungs()
+        if self.federation.shrinkage:
+            self._check_shrinkage()
         if self.update.prediction and not self.downlink.coded:
             raise UserError(
                 "update.prediction: expected a downlink.codec that sends differences, found float32"
@@ -80,6 +84,27 @@ class RunConfig:
                 raise UserError(f"{where}: {error}") from None
             found.append(replace(self, quant=quant, training=training, federation=on_rung))
         return tuple(found)
+
+    def _check_shrinkage(self) -> None:
+        """Refuses what gives no mean, or a mean whose noise cannot be told."""
+        rule = self.federation.aggregation
+        if rule != "mean":
+            # A rule's result has another noise, and steps are a client's own word.
+            raise UserError(
+                f"federation.shrinkage: expected federation.aggregation mean, found {rule}"
+            )
+        if self.error_feedback:
+            # What is shrunk away would never come back; the residuals are small already.
+            raise UserError(
+                "federation.shrinkage: expected update.error-feedback off, found "
+                f"{self.update.error_feedback}, which feeds back in this setting"
+            )
+        if noise_known(get_codec(self.update.codec)) is None:
+            known = ", ".join(name for name, codec in CODECS.items() if noise_known(codec))
+            raise UserError(
+                "federation.shrinkage: expected an update.codec whose noise the server can tell "
+                f"({known}), found {self.update.codec}"
+            )
 
     @property
     def error_feedback(self) -> bool:
