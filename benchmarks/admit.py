@@ -27,7 +27,8 @@ import numpy as np
 from fedcunet.codecs import CODECS
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import Admitted, Refused, Rejection, admit, check_values, pack, read_header
+from fedcunet.payload import Admitted, Refused, admit, check_values, pack
+from fedcunet.payload_header import Rejection, read_header
 
 LAYOUT = Layout.from_tensors(
     {"a.weight": (4, 3, 3, 2), "norm.weight": (8,), "norm.running_var": (8,), "b.weight": (90,)},

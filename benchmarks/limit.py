@@ -139,7 +139,9 @@ def main() -> None:
                         choices=["naive", *LEVELS], help="naive: float32 throughout")  # fmt: skip
     parser.add_argument("--steps", type=int, default=3, help="training steps of a try")
     parser.add_argument("--start", type=int, default=1, help="U-Nets that are tried first")
-    parser.add_argument("--most", type=int, default=64, help="U-Nets that are tried at most")
+    parser.add_argument(
+        "--most", type=int, default=64, help="U-Nets tried at most; no setting has more than 64"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

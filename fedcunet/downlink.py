@@ -34,7 +34,8 @@ from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import Rejection, admit, pack, read_header
+from fedcunet.payload import admit, pack
+from fedcunet.payload_header import Rejection, read_header
 from fedcunet.saved import Saved
 from fedcunet.terms import difference_payload, model_payload
 

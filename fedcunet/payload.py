@@ -1,6 +1,6 @@
 """The bytes of one update: one blob with a header, two coded bodies and a checksum.
 
-    header     52 bytes, little-endian, `_HEADER` below
+    header     52 bytes, little-endian (payload_header.py)
     main body  all tensors that are not `fine`, as one vector, by the update's codec
     fine body  the `fine` tensors (BatchNorm, first and last convolutions), by `fine_codec`
     checksum   8 bytes, BLAKE2b of all that stands before it
@@ -19,76 +19,27 @@ The decoded update, also what its own client takes to compute an error-feedback 
 (`decode_own`), is made by the same function on both sides.
 """
 
-import hashlib
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedcunet.codecs import get_codec
 from fedcunet.codecs.base import noise_known, sum_of_squares
 from fedcunet.errors import UserError
-from fedcunet.expected import CHECKSUM_BYTES, HEADER_BYTES, OVERHEAD_BYTES, Expected
+from fedcunet.expected import CHECKSUM_BYTES, HEADER_BYTES, Expected
 from fedcunet.layout import Layout
-
-MAGIC = b"FCUP"
-VERSION = 1
-
-# Codecs by number on the wire; a number once given stays.
-WIRE_IDS = {
-    "float32": 1,
-    "float16": 2,
-    "linear": 3,
-    "linear-nearest": 4,
-    "sign": 5,
-    "eden": 6,
-    "trellis": 7,
-    "trellis-wiener": 8,
-    "trellis-even": 9,
-    "dithered": 10,
-    "hadamard-trellis": 11,
-    "qsgd": 12,
-    "min-max": 13,
-    "top-k": 14,
-}
-
-# magic, version, codec, fine codec, zero, bits, fine bits (both in 1/256), layout id, run seed,
-# round, sender, number of parameters, bytes of the main body, bytes of the fine body.
-_HEADER = struct.Struct("<4sBBBBHH8sQIQIII")
-assert _HEADER.size == HEADER_BYTES
-
-Reason = Literal[
-    "too-short",
-    "bad-magic",
-    "bad-version",
-    "wrong-length",
-    "bad-checksum",
-    "wrong-layout",
-    "wrong-seed",
-    "wrong-round",
-    "wrong-sender",
-    "wrong-codec",
-    "wrong-bits",
-    "undecodable",
-    "not-finite",
-    "too-large",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a payload was refused.
-
-    Attributes:
-        reason: A short stable word to count by.
-        detail: A sentence for people, with what was expected and what came.
-    """
-
-    reason: Reason
-    detail: str
+from fedcunet.payload_header import (
+    WIRE_IDS,
+    Header,
+    Reason,
+    Rejection,
+    checksum,
+    header_bytes,
+    read_header,
+)
 
 
 class Refused(ValueError):
@@ -120,13 +71,9 @@ class Admitted:
         Raises:
             Refused: No encoder makes these bytes. Nothing else is raised, whatever the bytes.
         """
-        expected, main_stop = self.expected, HEADER_BYTES + self.main_bytes
-        fine_body = self.blob[main_stop:-CHECKSUM_BYTES]
-        main_body = self.blob[HEADER_BYTES:main_stop]
         try:
-            fine = _Body(expected, fine=True, fine_bytes=len(fine_body))
-            main = _Body(expected, fine=False, fine_bytes=len(fine_body))
-            return main.decode(main_body, reference), fine.decode(fine_body, reference)
+            main, fine = (kind.decode(body, reference) for kind, body in self._kinds())
+            return main, fine
         except Exception as error:
             raise Refused(Rejection("undecodable", f"{type(error).__name__}: {error}")) from error
 
@@ -141,15 +88,19 @@ class Admitted:
             bodies: As `decode_bodies` gave them.
             reference: As it was given there.
         """
-        expected, main_stop = self.expected, HEADER_BYTES + self.main_bytes
-        fine_body = self.blob[main_stop:-CHECKSUM_BYTES]
-        main_body = self.blob[HEADER_BYTES:main_stop]
-        noise_T = np.zeros(len(expected.layout.fine))
-        is_fine_T = np.array(expected.layout.fine, dtype=bool)
-        for fine, body, values in zip((False, True), (main_body, fine_body), bodies, strict=True):
-            kind = _Body(expected, fine=fine, fine_bytes=len(fine_body))
-            noise_T[is_fine_T == fine] = kind.noise(body, values, reference)
+        layout = self.expected.layout
+        noise_T, is_fine_T = np.zeros(len(layout.fine)), np.array(layout.fine, dtype=bool)
+        for (kind, body), values in zip(self._kinds(), bodies, strict=True):
+            noise_T[is_fine_T == kind.fine] = kind.noise(body, values, reference)
         return noise_T
+
+    def _kinds(self) -> tuple[tuple["_Body", bytes], tuple["_Body", bytes]]:
+        """The two kinds of tensors, those that are not fine first, and their bodies."""
+        main_stop = HEADER_BYTES + self.main_bytes
+        fine_body = self.blob[main_stop:-CHECKSUM_BYTES]
+        main = _Body(self.expected, fine=False, fine_bytes=len(fine_body))
+        fine = _Body(self.expected, fine=True, fine_bytes=len(fine_body))
+        return (main, self.blob[HEADER_BYTES:main_stop]), (fine, fine_body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +153,6 @@ class _Body:
         return codec.noise(body, values, **terms)
 
 
-def _checksum(content: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
-
-
 def pack(
     update: np.ndarray | Mapping[str, np.ndarray],
     expected: Expected,
@@ -227,60 +174,9 @@ def pack(
         raise ValueError(f"the update has shape {flat.shape}, not ({layout.num_parameters},)")
     fine = _Body(expected, fine=True, fine_bytes=0).encode(flat, reference)
     main = _Body(expected, fine=False, fine_bytes=len(fine)).encode(flat, reference)
-    header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        WIRE_IDS[expected.codec],
-        WIRE_IDS[expected.fine_codec[0]],
-        0,
-        round(expected.bits * 256),
-        round(expected.fine_codec[1] * 256),
-        layout.layout_id,
-        expected.run_seed,
-        expected.round,
-        expected.sender,
-        layout.num_parameters,
-        len(main),
-        len(fine),
-    )
+    header = header_bytes(expected, len(main), len(fine))
     content = b"".join((header, main, fine))
-    return content + _checksum(content)
-
-
-class Header(NamedTuple):
-    """The header's fields as they came, none of them trusted."""
-
-    magic: bytes
-    version: int
-    codec_id: int
-    fine_codec_id: int
-    zero: int
-    bits_256ths: int
-    fine_bits_256ths: int
-    layout_id: bytes
-    run_seed: int
-    round: int
-    sender: int
-    num_parameters: int
-    main_bytes: int
-    fine_bytes: int
-
-
-def read_header(blob: bytes) -> Header | Rejection:
-    """The header of a payload that is whole: of our kind, of its stated length, checksum right."""
-    if len(blob) < OVERHEAD_BYTES:
-        return Rejection("too-short", f"{len(blob)} bytes, a payload has {OVERHEAD_BYTES} or more")
-    header = Header._make(_HEADER.unpack_from(blob))
-    if header.magic != MAGIC:
-        return Rejection("bad-magic", f"the first bytes are {header.magic!r}, not {MAGIC!r}")
-    if header.version != VERSION:
-        return Rejection("bad-version", f"version {header.version}, this reads {VERSION}")
-    stated = OVERHEAD_BYTES + header.main_bytes + header.fine_bytes
-    if len(blob) != stated:
-        return Rejection("wrong-length", f"{len(blob)} bytes, the header states {stated}")
-    if _checksum(memoryview(blob)[:-CHECKSUM_BYTES]) != blob[-CHECKSUM_BYTES:]:
-        return Rejection("bad-checksum", "the checksum does not agree with the bytes")
-    return header
+    return content + checksum(content)
 
 
 def admit(blob: bytes, expected: Expected) -> Admitted | Rejection:

@@ -13,7 +13,8 @@ import numpy as np
 from fedcunet.aggregation import MeanAccumulator, statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
-from fedcunet.payload import Admitted, Refused, Rejection, admit, bits_per_parameter, check_values
+from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
+from fedcunet.payload_header import Rejection
 from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
 from fedcunet.robust import aggregate, breakdown, num_attackers
 from fedcunet.shrinkage import Shrinkage

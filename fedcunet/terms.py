@@ -12,6 +12,7 @@ import numpy as np
 
 from fedcunet.config import RunConfig, Scalar
 from fedcunet.devices import availability_of
+from fedcunet.errors import UserError
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 
@@ -103,6 +104,14 @@ def own_values(config: RunConfig, device: str, rung: int) -> dict[str, Scalar]:
     common = config.flat()
     own = client_setting(config, device, rung).flat()
     return {key: value for key, value in own.items() if value != common[key]}
+
+
+def refuse_availability(config: RunConfig) -> None:
+    """Raises UserError if the setting draws who answers: real clients do, or do not."""
+    if config.federation.availability:
+        raise UserError(
+            "federation.availability: expected false outside of python -m simulations, found true"
+        )
 
 
 def is_available(config: RunConfig, round_number: int, client: int, device: str) -> bool:

@@ -228,6 +228,7 @@ def run(
     # These bring torch, which the other commands do not wait for.
     from fedcunet.attackers import refuse_attackers
     from fedcunet.config import RunConfig
+    from fedcunet.terms import refuse_availability
     from reports.display import RunDisplay, comparison_table
     from reports.report import write_run_report
     from server.running import Follower, submit
@@ -246,6 +247,7 @@ def run(
         .with_values(values or [])
     )
     refuse_attackers(config)
+    refuse_availability(config)
     home = existing(folder)
     request = Request(
         out=chosen_folder(out, setting.stem, resume=resume),

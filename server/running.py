@@ -113,8 +113,8 @@ class Follower:
                     for what, *arguments in reader.news():
                         self._show(what, arguments)
                     if self.summary is None and self.failure is None:
-                        text = f"the run ended without a word: {ended}; --resume goes on with it"
-                        self.failure = (text, False)
+                        text = f"the run ended without a word: {ended}"
+                        self.failure = (f"{text}; --resume goes on after its last round", False)
             time.sleep(POLL_SECONDS)
         self._agree_with_flower()
 

@@ -6,50 +6,36 @@ Kim and Fischer; with subtractive dither, so that errors are independent of the 
 format of the bytes and measured figures.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedcunet.bits import pack_codes, packed_length, unpack_codes
-from fedcunet.codecs.allocation import (
-    FORMS,
-    Form,
-    Statistics,
-    Tensors,
-    prediction_factors,
-)
-from fedcunet.codecs.base import (
-    check_body,
-    check_budget,
-    check_vector,
-    segment_lengths,
-    sum_of_squares,
-)
-from fedcunet.codecs.densities import NUM_CLASSES
+from fedcunet.codecs.allocation import Form, Statistics, Tensors, prediction_factors
+from fedcunet.codecs.base import check_body, check_budget, check_vector, segment_lengths
 from fedcunet.codecs.dithered import (
     LANES_WITH_TAIL,
     MAX_LANES,
     DitherStream,
     Plan,
     Symbols,
-    decode_values,
     encode_symbols,
     quantise,
     tail_lanes,
 )
-from fedcunet.codecs.escapes import pack_escapes, unpack_escapes
 from fedcunet.codecs.thinning import kept_values
-from fedcunet.codecs.viterbi import NUM_STATES
+from fedcunet.codecs.trellis_body import (
+    HEAD_BYTES,
+    Head,
+    body_bytes,
+    decode_body,
+    plan_of,
+    tensor_energies,
+)
 
-# S, number of words, lanes, escaped numbers, bytes of what is said of the tensors, form and
-# whether there is a reference, binary logarithm of the states, class of all tensors if `even`.
-_HEAD = struct.Struct("<dIHIIBBB")
 _TOLERANCE = 0.006  # of the budget
 _TOLERATED_BITS = 32
 _MAX_PILOTS, _MAX_PASSES = 4, 3
-_MAX_PAIRS = 256  # of class and shape: bounds the table
 # Of S, the greatest value being 1/2 to 1; for `even` times the least deviation.
 _SCALE_RANGE = (2.0**-36, 2.0**6)
 # A pilot's lanes are short where values are few; long ones tell the rate more exactly.
@@ -85,7 +71,7 @@ class TrellisCodec:
         check_budget(self, bits)
         if not length:
             return 0, 0
-        return _HEAD.size, int(1.01 * bits * length / 8) + _HEAD.size + 32 + 3 * len(segments)
+        return HEAD_BYTES, int(1.01 * bits * length / 8) + HEAD_BYTES + 32 + 3 * len(segments)
 
     def encode(
         self,
@@ -126,7 +112,7 @@ class TrellisCodec:
         lengths = segment_lengths(length, segments)
         if not length:
             return np.empty(0, dtype=np.float32)
-        return _decode_body(body, lengths, seed, self.form, reference)
+        return decode_body(body, lengths, seed, self.form, reference)
 
     def noise(
         self,
@@ -141,9 +127,9 @@ class TrellisCodec:
         lengths = segment_lengths(decoded.size, segments)
         if not decoded.size:
             return np.zeros(lengths.size)
-        head = _Head.of(body, lengths, self.form, reference is not None)
+        head = Head.of(body, lengths, self.form, reference is not None)
         factors = head.tensors.factor_values()
-        energies = _energies(decoded, lengths, factors, reference)
+        energies = tensor_energies(decoded, lengths, factors, reference)
         return head.tensors.noise(head.scale, self.form, head.num_states, lengths, energies)
 
 
@@ -234,7 +220,12 @@ class _Job:
         lengths = self._statistics.lengths
         counts, kept = kept_values(lengths, tensors.shares(codec.form), self._seed)
         values = self._values if kept is None else self._values[kept]
-        return tensors, even_class, _plan_of(tensors, counts, scale, codec), values
+        return (
+            tensors,
+            even_class,
+            plan_of(tensors, counts, scale, codec.form, codec.num_states),
+            values,
+        )
 
     def _pilot_excess(self, scale: float) -> float:
         """Bits above the prediction, measured on a part of the values in short, many lanes."""
@@ -247,7 +238,7 @@ class _Job:
             chosen, self._dither[: chosen.size], plan.of_value[::stride], plan, num_lanes
         )
         num_bits = symbols.num_bits * values.size / max(chosen.size, 1) + plan.num_low_bits
-        return num_bits + 8 * _HEAD.size + self._lane_bits() - self._predicted(scale)
+        return num_bits + 8 * HEAD_BYTES + self._lane_bits() - self._predicted(scale)
 
     def _lane_bits(self) -> float:
         """What lanes cost beyond the symbols, on average: 8 bits where they carry words."""
@@ -261,7 +252,7 @@ class _Job:
             values, self._dither[: values.size], plan.of_value, plan, self._num_lanes
         )
         side = tensors.to_bytes(self._statistics.lengths, self._codec.form, self._has_reference)
-        num_bits = symbols.num_bits + plan.num_low_bits + 8 * (_HEAD.size + len(side))
+        num_bits = symbols.num_bits + plan.num_low_bits + 8 * (HEAD_BYTES + len(side))
         num_bits += self._lane_bits()
         return _Draft(scale, tensors, even_class, plan, symbols, side, num_bits)
 
@@ -270,153 +261,15 @@ class _Job:
         words = np.empty(0, dtype=np.uint16)
         if symbols.packed.size:
             words = encode_symbols(symbols, self._num_lanes)
-        head = _HEAD.pack(
-            np.ldexp(draft.scale, self._exponent),
-            words.size,
-            self._num_lanes,
-            symbols.escaped.size,
-            len(draft.side),
-            FORMS.index(codec.form) + 4 * self._has_reference,
-            codec.num_states.bit_length() - 1,
-            draft.even_class,
-        )
-        low = _pack_low(symbols.low, draft.plan)
-        escapes = pack_escapes(symbols.escaped >> 1)
-        return b"".join((head, draft.side, words.astype("<u2").tobytes(), low, escapes))
-
-
-def _plan_of(
-    tensors: Tensors, counts: np.ndarray, scale: float, codec: "TrellisCodec | _Head"
-) -> Plan:
-    """The plan of tensors of which `counts` values are coded."""
-    coded = counts > 0
-    steps = tensors.steps(scale, codec.form, codec.num_states)
-    if np.unique(tensors.classes[coded] * 8 + tensors.shapes[coded]).size > _MAX_PAIRS:
-        raise ValueError(f"more than {_MAX_PAIRS} pairs of class and shape")
-    return Plan(
-        lengths=counts[coded],
-        steps=steps[coded],
-        classes=tensors.classes[coded],
-        shapes=tensors.shapes[coded],
-        num_states=codec.num_states,
-    )
-
-
-def _low_groups(plan: Plan) -> Iterator[tuple[int, list[slice]]]:
-    """Widths of dropped bits, ascending, and where the tensors of each stand in `Symbols.low`."""
-    kept = np.flatnonzero(plan.dropped)
-    widths, stops = plan.dropped[kept], np.cumsum(plan.lengths[kept])
-    parts = [slice(stop - n, stop) for stop, n in zip(stops, plan.lengths[kept], strict=True)]
-    for width in np.unique(widths).tolist():
-        yield width, [part for part, own in zip(parts, widths, strict=True) if own == width]
-
-
-def _pack_low(low: np.ndarray, plan: Plan) -> bytes:
-    """Dropped bits, tensors of equal widths together, from the narrowest to the widest."""
-    return b"".join(
-        pack_codes(np.concatenate([low[part] for part in parts]), width).tobytes()
-        for width, parts in _low_groups(plan)
-    )
-
-
-def _unpack_low(content: bytes, plan: Plan) -> tuple[np.ndarray, int]:
-    """The dropped bits (uint16) in the order of the values, and the bytes they took.
-
-    Raises:
-        ValueError: `content` is too short.
-    """
-    low = np.empty(int(plan.lengths[plan.dropped > 0].sum()), dtype=np.uint16)
-    position = 0
-    for width, parts in _low_groups(plan):
-        count = sum(part.stop - part.start for part in parts)
-        stop = position + packed_length(count, width)
-        packed = np.frombuffer(content[position:stop], dtype=np.uint8)
-        codes = unpack_codes(packed, bits=width, count=count)
-        for part in parts:
-            size = part.stop - part.start
-            low[part], codes = codes[:size], codes[size:]
-        position = stop
-    return low, position
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Head:
-    """What a body says before its words: of its own coding, and of the tensors."""
-
-    form: Form
-    scale: float
-    num_states: int
-    num_lanes: int
-    num_escaped: int
-    tensors: Tensors
-    words: slice  # where they stand in the body
-
-    @classmethod
-    def of(cls, body: bytes, lengths: np.ndarray, form: Form, has_reference: bool) -> "_Head":
-        """That of a body; ValueError for one that no encoder makes."""
-        head = _HEAD.unpack_from(body)
-        scale, num_words, num_lanes, num_escaped, side_bytes, kind, states, even_class = head
-        if kind != FORMS.index(form) + 4 * has_reference:
-            raise ValueError(f"a body of kind {kind}, expected {form}")
-        if states > 8 or (states and 1 << states not in NUM_STATES):
-            raise ValueError(f"a trellis of 2^{states} states")
-        if not 2.0**-1000 <= scale <= 2.0**1000 or even_class >= NUM_CLASSES:
-            raise ValueError(f"a scale of {scale}, a class {even_class}")
-        if not 1 <= num_lanes <= MAX_LANES or num_escaped > lengths.sum():
-            raise ValueError(f"{num_lanes} lanes, {num_escaped} escaped numbers")
-        words = slice(_HEAD.size + side_bytes, _HEAD.size + side_bytes + 2 * num_words)
-        if words.stop > len(body):
-            raise ValueError(f"{len(body)} bytes, {words.stop} are stated")
-        side = body[_HEAD.size : words.start]
-        return cls(
-            form=form,
-            scale=scale,
-            num_states=1 << states,
-            num_lanes=num_lanes,
-            num_escaped=num_escaped,
-            tensors=Tensors.from_bytes(side, lengths, form, has_reference, even_class),
+        return body_bytes(
+            scale=np.ldexp(draft.scale, self._exponent),
+            form=codec.form,
+            num_states=codec.num_states,
+            num_lanes=self._num_lanes,
+            has_reference=self._has_reference,
+            even_class=draft.even_class,
+            side=draft.side,
             words=words,
+            symbols=symbols,
+            plan=draft.plan,
         )
-
-
-def _decode_body(
-    body: bytes, lengths: np.ndarray, seed: bytes, form: Form, reference: np.ndarray | None
-) -> np.ndarray:
-    """The vector (float32) of a body; ValueError for one that no encoder makes."""
-    head = _Head.of(body, lengths, form, reference is not None)
-    tensors = head.tensors
-    counts, kept = kept_values(lengths, tensors.shares(form), seed)
-    plan = _plan_of(tensors, counts, head.scale, head)
-    words = np.frombuffer(body[head.words], dtype="<u2")
-    low, low_bytes = _unpack_low(body[head.words.stop :], plan)
-    escaped = unpack_escapes(body[head.words.stop + low_bytes :], head.num_escaped)
-    if not plan.num_values:
-        if words.size or escaped.size:
-            raise ValueError("symbols of no tensor")
-        values = np.zeros(int(lengths.sum()), dtype=np.float32)
-    else:
-        gains = tensors.gains(form, head.num_states)[counts > 0]
-        coded = decode_values(
-            words.astype(np.uint16), low, escaped, seed, plan, head.num_lanes, gains
-        )
-        values = coded
-        if kept is not None:
-            values = np.zeros(kept.size, dtype=np.float32)
-            values[kept] = coded
-    if reference is not None:
-        values += np.repeat(tensors.factor_values(), lengths) * reference
-    return values
-
-
-def _energies(
-    decoded: np.ndarray, lengths: np.ndarray, factors: np.ndarray, reference: np.ndarray | None
-) -> np.ndarray:
-    """Sums of squares (float64) of each tensor without its prediction, a tensor at a time."""
-    energies = np.zeros(lengths.size)
-    stops = np.cumsum(lengths)
-    for index, (start, stop) in enumerate(zip(stops - lengths, stops, strict=True)):
-        part = decoded[start:stop]
-        if reference is not None:
-            part = part - factors[index] * reference[start:stop]
-        energies[index] = sum_of_squares(part)
-    return energies

@@ -20,7 +20,8 @@ from fedcunet.errors import UserError
 from fedcunet.expected import Expected
 from fedcunet.files import write_atomically
 from fedcunet.layout import Layout
-from fedcunet.payload import Refused, Rejection, bits_per_parameter, decode_own, open_vector, pack
+from fedcunet.payload import Refused, bits_per_parameter, decode_own, open_vector, pack
+from fedcunet.payload_header import Rejection
 
 # The widths that the table shows where the user names none.
 _USUAL_BITS = (0.5, 1, 2, 3, 4, 6, 8, 16, 32)

@@ -28,7 +28,8 @@ from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.errors import UserError
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import Rejection, admit, pack
+from fedcunet.payload import admit, pack
+from fedcunet.payload_header import Rejection
 from fedcunet.training.local import LocalResult
 from fedcunet.training.network import network_layout
 

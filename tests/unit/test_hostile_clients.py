@@ -21,7 +21,8 @@ from fedcunet.config import RunConfig
 from fedcunet.data.crops import CropBatch
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
-from fedcunet.payload import WIRE_IDS, Admitted, admit, decode_own, pack
+from fedcunet.payload import Admitted, admit, decode_own, pack
+from fedcunet.payload_header import WIRE_IDS
 from fedcunet.records import Description, Reply
 from fedcunet.replies import RoundReplies
 from fedcunet.terms import update_payload

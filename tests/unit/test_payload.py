@@ -13,10 +13,8 @@ from fedcunet.errors import UserError
 from fedcunet.expected import OVERHEAD_BYTES, Expected, fine_codec
 from fedcunet.layout import Layout
 from fedcunet.payload import (
-    WIRE_IDS,
     Admitted,
     Refused,
-    Rejection,
     admit,
     bits_per_parameter,
     check_values,
@@ -24,6 +22,7 @@ from fedcunet.payload import (
     open_vector,
     pack,
 )
+from fedcunet.payload_header import WIRE_IDS, Rejection
 
 LAYOUT = Layout.from_tensors(
     {

@@ -13,6 +13,8 @@ import pytest
 from clients.keys import check_key, fingerprint, make_key
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import free_port, host_and_port
+from server import running
+from server.app import NoDisplay
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
 from server.journal import JournalDisplay, JournalReader
@@ -206,6 +208,16 @@ def test_the_folder_tells_flower_and_our_commands_where_the_server_is(tmp_path: 
     folder.write_request(7, request)
     assert folder.request(7) == request
     assert folder.request(8) is None
+
+
+def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_ended", lambda folder, run_id: "finished:failed, no heartbeat")
+    monkeypatch.setattr(running, "STATUS_SECONDS", 0)
+    follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
+    with pytest.raises(RunFailure, match=r"finished:failed, no heartbeat; --resume goes on"):
+        follower.follow()
 
 
 def test_a_journal_is_read_line_by_line_while_it_grows(tmp_path: Path) -> None:

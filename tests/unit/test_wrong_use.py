@@ -43,6 +43,10 @@ WRONG = {
     "data without root": (f"{RUN} --data 300w", "expected --root DIR"),
     "more clients than photos": (f"{RUN} --clients 500", "500"),
     "rounds": (f"{RUN} --rounds 0", "federation.rounds: expected 1"),
+    "availability drawn for real clients": (
+        "server run {s} --folder {r}/no --set federation.availability=true",
+        "federation.availability: expected false outside of python -m simulations",
+    ),
     "no run": ("simulations report {r}", "no run"),
 }
 
