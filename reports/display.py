@@ -161,9 +161,9 @@ class RunDisplay:
         replies = line.get("replies")
         counts = dict(replies) if isinstance(replies, Mapping) else {}
         counts.setdefault("accepted", units.whole(line.get("accepted")))
-        counts = {str(reason): units.whole(count) for reason, count in counts.items()}
+        counts = Counter({str(reason): units.whole(count) for reason, count in counts.items()})
         run.replies.update(counts)
-        num_replies = sum(counts.values())
+        num_replies = sum(counts.values()) - counts["unavailable"]
         if num_replies:
             run.bytes_up = units.whole(line.get("bytes_up")) / num_replies
             run.bytes_down = units.whole(line.get("bytes_down")) / num_replies
@@ -218,7 +218,8 @@ def _round_text(run: _Run, line: Mapping[str, Any], counts: Mapping[str, int], n
     parts = [f"{run.name}: round {run.round}/{run.num_rounds}"]
     if line.get("outcome") == "abandoned":
         parts.append(f"abandoned ({units.printable(line.get('reason') or 'no reason given', 80)})")
-    parts.append(f"accepted {counts['accepted']}, rejected {_num_rejected(counts)}")
+    replies = f"accepted {counts['accepted']}, rejected {_num_rejected(counts)}"
+    parts.append(replies + (f", unavailable {away}" if (away := counts["unavailable"]) else ""))
     score, best = units.number(line.get("metric")), run.best()
     if score is not None and best is not None:
         label = units.metric_label(run.metric_name)
@@ -233,7 +234,7 @@ def _round_text(run: _Run, line: Mapping[str, Any], counts: Mapping[str, int], n
 
 
 def _num_rejected(counts: Mapping[str, int]) -> int:
-    return sum(count for reason, count in counts.items() if reason != "accepted")
+    return sum(comparison.rejected({"replies": counts}).values())
 
 
 def _left(run: _Run, now: float) -> str:

@@ -80,6 +80,15 @@ def printed(render: object, width: int = 120) -> str:
     return out.getvalue()
 
 
+def test_a_device_that_is_away_is_not_rejected_and_was_sent_nothing() -> None:
+    made, out = console(terminal=False, width=40)
+    with RunDisplay(console=made, clock=Clock()) as display:
+        display.begin("i8-w1", 4, "nme_percent", 17.9)
+        display.round_done(line(1, replies={"accepted": 4, "unavailable": 4}))
+    assert "accepted 4, rejected 0, unavailable 4 | " in out.getvalue()
+    assert "66.2 kB up 848 kB down a client" in out.getvalue()
+
+
 def test_without_a_terminal_each_round_is_one_plain_line() -> None:
     made, out = console(terminal=False, width=40)
     clock = Clock()
