@@ -62,7 +62,7 @@ class BufferedServer(Server):
         begin, began = time.perf_counter(), self.clock
         rate = self.learning_rate(round_number)
         self.downlink.begin_round(round_number, self.state_N)
-        away, guard_fired = self._fill(round_number, rate)
+        away, reproducible = self._fill(round_number, rate)
         wanted = self.config.federation.buffer_size
         # Where many devices do not answer, fewer may be at work: the server steps with these.
         count = min(wanted, len(self.at_work))
@@ -86,7 +86,7 @@ class BufferedServer(Server):
             rate,
             wanted=wanted,
             begin=begin,
-            reproducible=known and not guard_fired,
+            reproducible=known and reproducible,
             device_seconds=self.clock - began,
         )
 
@@ -98,7 +98,8 @@ class BufferedServer(Server):
         The place of one whose device does not answer stays free until the server steps.
 
         Returns:
-            The replies of those that do not answer, and whether the wall-clock guard fired.
+            The replies of those that do not answer, and whether neither the wall-clock guard nor a
+            machine's fault decided anything.
         """
         busy = {answer.client for answer in self.at_work}
         free = [client for client in sorted(self.clients) if client not in busy]
@@ -118,7 +119,7 @@ class BufferedServer(Server):
                 seconds = float(reply.metrics.get("device-seconds", 0.0))
             arrival, down = self.clock + seconds, exchange.bytes_down[client]
             heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
-        return away, exchange.guard_fired
+        return away, exchange.reproducible
 
     def saved(self) -> dict[str, Saved]:
         """As of `Server`, with the answers that are on their way."""

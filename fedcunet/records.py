@@ -42,10 +42,25 @@ UPDATE_STYPE = "fedcunet.update.v1"
 
 # Flower's codes of errors (flwr.common.constant.ErrorCode, 1.39).
 CLIENT_APP_RAISED = 2
-NODE_UNAVAILABLE = 5
+MESSAGE_UNAVAILABLE, REPLY_UNAVAILABLE, NODE_UNAVAILABLE = 3, 4, 5
 CLIENT_APP_CRASHED = 8
 # Our own: the client has nothing that the differences in the message start from.
 NEEDS_SNAPSHOT = 1001
+CLIENT_APP_HUNG = 1002
+OUT_OF_MEMORY = 1003
+
+# Outcomes of an error reply; any other code is `error-reply`: the client app said why.
+OUTCOMES = {
+    MESSAGE_UNAVAILABLE: "unreachable",
+    REPLY_UNAVAILABLE: "unreachable",
+    NODE_UNAVAILABLE: "unreachable",
+    CLIENT_APP_CRASHED: "crashed",
+    NEEDS_SNAPSHOT: "needs-snapshot",
+    CLIENT_APP_HUNG: "hung",
+    OUT_OF_MEMORY: "out-of-memory",
+}
+# Those that the machines decided: the setting and its seed do not repeat them.
+MACHINE_FAULTS = frozenset({"unreachable", "crashed", "hung", "out-of-memory"})
 
 # Outcome of a virtual client whose device does not answer: nothing is sent to it.
 UNAVAILABLE = "unavailable"
@@ -86,9 +101,8 @@ class EvaluationReply:
 class BadReply:
     """Why a reply cannot be used.
 
-    `reason` is one of `error-reply`, `needs-snapshot`, `malformed-reply`, `bad-metrics`,
-    `bad-num-examples`;
-    `detail` is one line for people.
+    `reason` is one of `OUTCOMES`, `error-reply`, `malformed-reply`, `bad-metrics` and
+    `bad-num-examples`; `detail` is one line for people.
     """
 
     reason: str
@@ -146,8 +160,7 @@ def read_description(message: Message) -> Description | BadReply:
     """The description in `message`, or why there is none; never raises, whatever came."""
     try:
         if message.has_error():
-            words = _error_words(message.error.reason) or f"code {message.error.code}"
-            return _bad("error-reply", words)
+            return _error(message.error)
         _check_keys(message.content, {CONFIG_KEY})
         record = dict(message.content[CONFIG_KEY].items())
         client, count = record.get("client"), record.get(NUM_EXAMPLES_KEY)
@@ -245,10 +258,7 @@ def read_update(message: Message, *, max_examples: int = MAX_EXAMPLES) -> Reply 
 
 def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
     if message.has_error():
-        words = _error_words(message.error.reason)
-        if message.error.code == NEEDS_SNAPSHOT:
-            return _bad("needs-snapshot", words)
-        return _bad("error-reply", f"code {message.error.code}: {words}")
+        return _error(message.error)
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
     blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
@@ -268,7 +278,7 @@ def read_evaluation(message: Message) -> EvaluationReply | BadReply:
     """The figures in the reply to an evaluate message, or why there are none; never raises."""
     try:
         if message.has_error():
-            return _bad("error-reply", f"code {message.error.code}: {message.error.reason}")
+            return _error(message.error)
         _check_keys(message.content, {METRICS_KEY})
         record = message.content[METRICS_KEY]
         figures = _read_metrics(record, MAX_EXAMPLES)
@@ -350,9 +360,14 @@ def _read_blob(record: object, name: str, stype: str) -> bytes:
     return array.data
 
 
-def _error_words(reason: str | None) -> str:
+def _error(error: Error) -> BadReply:
+    """What became of a message that was answered with an error."""
+    words = _error_words(error.reason or "")
+    return _bad(OUTCOMES.get(error.code, "error-reply"), words or f"code {error.code}")
+
+
+def _error_words(reason: str) -> str:
     """What a client app's exception said, without Flower's `<class '...'>:<'...'>` around it."""
-    reason = reason or ""
     found = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason, flags=re.DOTALL)
     if found is None:
         return reason

@@ -60,7 +60,7 @@ class RoundLine:
     seconds: float  # wall time without evaluation
     aggregate_seconds: float  # of it, decoding the updates and adding them up
     learning_rate: float
-    reproducible: bool  # False if the wall-clock guard decided who was late
+    reproducible: bool  # False if the wall-clock guard or a machine's fault decided anything
     privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far, where it is on
 
 

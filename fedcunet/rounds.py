@@ -27,6 +27,7 @@ from fedcunet.exchange import collect
 from fedcunet.layout import Layout
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
+    MACHINE_FAULTS,
     UNAVAILABLE,
     BadReply,
     ConfigScalar,
@@ -93,7 +94,7 @@ class _Exchange:
 
     replies: dict[int, Reply | BadReply] = field(default_factory=dict)
     bytes_down: Counter[int] = field(default_factory=Counter)
-    guard_fired: bool = False
+    reproducible: bool = True  # False: time or a machine decided something, not the setting
 
 
 @dataclass(kw_only=True, slots=True)
@@ -199,7 +200,7 @@ class Server:
                 self.downlink.delivered(client)
             judged.judge(client, reply)
         self._end_round(
-            judged, rate, wanted=wanted, begin=begin, reproducible=not exchange.guard_fired
+            judged, rate, wanted=wanted, begin=begin, reproducible=exchange.reproducible
         )
 
     def _end_round(
@@ -285,12 +286,14 @@ class Server:
             timeout=timeout,
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
-        exchange.guard_fired |= guard_fired
+        exchange.reproducible &= not guard_fired
         for client in parcels:
             message = answers.get(self.clients[client].node_id)
             exchange.replies.pop(client, None)
             if message is not None:
-                exchange.replies[client] = read_update(message)
+                reply = exchange.replies[client] = read_update(message)
+                fault = isinstance(reply, BadReply) and reply.reason in MACHINE_FAULTS
+                exchange.reproducible &= not fault
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""

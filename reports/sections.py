@@ -178,7 +178,7 @@ def replies(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
         if guarded:
             text += (
                 f"<p>{escape(name)}: {units.counted(guarded, 'round')} not reproducible (the "
-                "wall-clock guard decided who was late).</p>"
+                "wall-clock guard or a fault of a machine decided whose update counted).</p>"
             )
     rows = [
         [

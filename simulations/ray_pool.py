@@ -22,7 +22,13 @@ from flwr.app import Message
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from fedcunet.errors import RunFailure
-from fedcunet.records import CLIENT_APP_CRASHED, error_reply, one_line
+from fedcunet.records import (
+    CLIENT_APP_CRASHED,
+    CLIENT_APP_HUNG,
+    OUT_OF_MEMORY,
+    error_reply,
+    one_line,
+)
 from simulations.ray_worker import CALL_SECONDS, Answers, Packed, Request, unpack_reply
 from simulations.tasks import describe
 
@@ -204,7 +210,8 @@ class WorkerPool:
                 worker.tasks, worker.result = [], None
             else:
                 self._replace(worker, reason_of(error))
-            return self._ask_again(tasks, reason_of(error))
+            code = OUT_OF_MEMORY if _memory_ran_out(error) else CLIENT_APP_CRASHED
+            return self._ask_again(tasks, reason_of(error), code)
         worker.tasks, worker.result = [], None
         num_done = len(answers.replies)
         self._queue_first(tasks[num_done:])
@@ -230,15 +237,15 @@ class WorkerPool:
         self._replace(worker, reason)
         if len(tasks) == 1:  # it would hang again
             tasks[0].attempts = MAX_ATTEMPTS
-        return self._ask_again(tasks, reason)
+        return self._ask_again(tasks, reason, CLIENT_APP_HUNG)
 
-    def _ask_again(self, tasks: list[Task], reason: str) -> list[tuple[Task, Message]]:
+    def _ask_again(self, tasks: list[Task], reason: str, code: int) -> list[tuple[Task, Message]]:
         """Queues the tasks of a call that failed; error replies to those that had their chances."""
         replies = []
         for task in tasks:
             task.attempts += 1
             if task.attempts >= MAX_ATTEMPTS:
-                reply = error_reply(task.request.message, reason, code=CLIENT_APP_CRASHED)
+                reply = error_reply(task.request.message, reason, code=code)
                 logger.warning("node %d: %s", task.request.node_id, reason)
                 replies.append((task, reply))
         self._queue_first([task for task in tasks if task.attempts < MAX_ATTEMPTS])
@@ -283,10 +290,14 @@ def reason_of(error: RayError) -> str:
     if isinstance(error, RayTaskError):
         cause = error.cause
         return one_line(str(cause) if isinstance(cause, RunFailure) else describe(cause))
-    text = " ".join(str(error).split())
-    # Ray's account of a death is a page long and names no cause but this one with certainty.
-    if "memory pressure" in text or "running low on memory" in text:
+    if _memory_ran_out(error):
         return "the worker process was ended by Ray: the machine ran out of memory"
     if isinstance(error, RayActorError):
         return "the worker process died"
-    return one_line(f"{type(error).__name__}: {text}")
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def _memory_ran_out(error: RayError) -> bool:
+    # Ray's account of a death is a page long and names no cause but this one with certainty.
+    text = " ".join(str(error).split())
+    return "memory pressure" in text or "running low on memory" in text

@@ -71,9 +71,7 @@ def test_an_exception_costs_one_error_reply_of_one_line() -> None:
     assert isinstance(last, Reply)
     assert isinstance(failed, BadReply)
     assert failed.reason == "error-reply"
-    assert failed.detail.startswith(
-        "code 2: ValueError: first line second line (toy_client_app.py:"
-    )
+    assert failed.detail.startswith("ValueError: first line second line (toy_client_app.py:")
 
 
 @pytest.mark.parametrize(

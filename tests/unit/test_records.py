@@ -12,6 +12,7 @@ from fedcunet.records import (
     Reply,
     error_reply,
     model_content,
+    read_evaluation,
     read_model,
     read_update,
     update_content,
@@ -178,8 +179,31 @@ def test_an_error_reply_is_told_from_a_malformed_one_and_kept_to_one_printable_l
     bad = read_update(error_reply(ask(), "first\nsecond\x1b[2J" + "x" * 5000))
     assert isinstance(bad, BadReply)
     assert bad.reason == "error-reply"
-    assert bad.detail.startswith("code 2: first second?[2Jxxx")
+    assert bad.detail.startswith("first second?[2Jxxx")
     assert len(bad.detail) <= 300
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (1, "error-reply"),  # Flower's LOAD_CLIENT_APP_EXCEPTION
+        (2, "error-reply"),
+        (3, "unreachable"),
+        (4, "unreachable"),
+        (5, "unreachable"),
+        (8, "crashed"),
+        (1001, "needs-snapshot"),
+        (1002, "hung"),
+        (1003, "out-of-memory"),
+        (9999, "error-reply"),
+    ],
+)
+def test_an_error_is_counted_by_what_its_code_says(code: int, reason: str) -> None:
+    message = error_reply(ask(), "why", code=code)
+    assert read_update(message) == BadReply(reason=reason, detail="why")
+    assert read_evaluation(message) == BadReply(reason=reason, detail="why")
+    silent = error_reply(ask(), "", code=code)
+    assert read_update(silent) == BadReply(reason=reason, detail=f"code {code}")
 
 
 @pytest.mark.parametrize("thing", [None, b"bytes", RecordDict(), object()])
