@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py --root DIR [--data 300w] [--out DIR] [--jobs N] [--hours H]
                                   [--sizes 64 128] [--epochs 15 6] [--seeds 3] [--first N]
     python benchmarks/accuracy.py --report [--out DIR] [--json]      what is there, at any time
+    python benchmarks/accuracy.py --export FILE [--out DIR]   adds the runs that are done to FILE
 
 DU-Net(2), batch 16, RMSprop, cosine schedule. Every setting is trained at two learning rates and
 counts at the better one; float32 and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further
@@ -14,6 +15,8 @@ rate that was the better one at the smaller size before the other one.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
+`--known FILE` takes the results of runs that were done elsewhere as `--export` wrote them, such as
+benchmarks/accuracy.jsonl, which holds ours; without it every run is trained anew.
 """
 
 import argparse
@@ -117,6 +120,11 @@ class Run:
                 facts = json.loads((file.metadata() or {})["facts"])
             return int(facts["epoch"]), float(facts["percent"])
         except (OSError, SafetensorError, KeyError, ValueError):
+            pass
+        try:  # of a run that was done elsewhere
+            facts = json.loads((self.folder(out) / "known.json").read_text())
+            return int(facts["epochs"]), float(facts["percent"])
+        except (OSError, KeyError, ValueError):
             return 0, float("nan")
 
     def done(self, out: Path) -> bool:
@@ -136,6 +144,37 @@ class Run:
         flags = ["--alpha"] if self.setting.alpha else []
         flags += ["--resume"] if (folder / "last.safetensors").exists() else []
         return [sys.executable, "-m", "fedcunet", "train", *words, *flags]
+
+
+def all_runs(sizes: Sequence[int], epochs: Sequence[int], seeds: int) -> Iterator[Run]:
+    """Every run that may be asked for."""
+    for size, count in zip(sizes, epochs, strict=True):
+        for setting in SETTINGS:
+            for rate in RATES:
+                for seed in range(seeds if setting in MAIN else 1):
+                    yield Run(setting, size, count, rate, seed)
+
+
+def take_known(file: Path, out: Path) -> None:
+    """Notes the results in `file` in the folders of their runs; those trained here stay."""
+    for line in file.read_text().splitlines():
+        folder = out / json.loads(line)["run"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "known.json").write_text(line + "\n")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes the runs that are done, and those that the file has, a line each."""
+    file, out = arguments.export, arguments.out
+    lines = file.read_text().splitlines() if file.exists() else []
+    results = {json.loads(line)["run"]: line for line in lines}
+    for run in all_runs(arguments.sizes, arguments.epochs, arguments.seeds):
+        if run.done(out):
+            epochs, percent = run.result(out)
+            name = str(run.folder(out).relative_to(out))
+            results[name] = json.dumps({"run": name, "epochs": epochs, "percent": percent})
+    file.write_text("".join(f"{results[name]}\n" for name in sorted(results)))
+    print(f"{file}: {len(results)} runs")
 
 
 def best_rate(setting: Setting, size: int, epochs: int, out: Path, failed: set[Run]) -> float:
@@ -289,15 +328,11 @@ def budget(arguments: argparse.Namespace) -> str:
         lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         if lines:
             paces[size] = mean(line["seconds"] for line in lines)
-        runs = [Run(s, size, epochs, rate, 0) for s in SETTINGS for rate in RATES]
-        done = [run for run in runs if run.done(out)]
+        runs = list(all_runs([size], [epochs], arguments.seeds))
+        done = sum(run.done(out) for run in runs)
         # Seeds beyond the first are at one of the two rates.
-        more = sum(
-            Run(s, size, epochs, rate, seed).done(out)
-            for s in MAIN for rate in RATES for seed in range(1, arguments.seeds)
-        )  # fmt: skip
-        left = len(runs) - len(done) + len(MAIN) * (arguments.seeds - 1) - more
-        num_done, num_left = num_done + len(done) + more, num_left + left
+        left = len(runs) - (len(RATES) - 1) * len(MAIN) * (arguments.seeds - 1) - done
+        num_done, num_left = num_done + done, num_left + left
         seconds_left += left * epochs * paces.get(size, float("nan"))
     text = f"{num_done} runs done, {num_left} to do"
     if num_left and seconds_left == seconds_left:
@@ -336,13 +371,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of float32 and the defaults")
     parser.add_argument("--batch-size", type=int, default=16, help="examples of a step")
     parser.add_argument("--first", type=int, default=10**6, help="start at most so many runs")
+    parser.add_argument("--known", type=Path, help="results of runs that need no training")
+    parser.add_argument("--export", type=Path, help="add the done runs to this file, train nothing")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--json", action="store_true", help="the report as one JSON value")
     arguments = parser.parse_args()
     if len(arguments.sizes) != len(arguments.epochs):
         parser.error("--epochs: expected a number for each of --sizes")
-    if arguments.report:
-        report(arguments)
+    if arguments.known:
+        take_known(arguments.known, arguments.out)
+    if arguments.report or arguments.export:
+        (export if arguments.export else report)(arguments)
         return
     if arguments.root is None:
         parser.error("--root: expected the folder of the data set")

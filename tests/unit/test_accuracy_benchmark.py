@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from benchmarks import accuracy
 from benchmarks.accuracy import MAIN, RATES, SETTINGS, Run, Setting, planned
 from fedcunet.config import RunConfig
 
@@ -51,6 +52,30 @@ def test_a_run_is_done_with_its_last_epoch(tmp_path: Path) -> None:
     finish(run, tmp_path, 9.25)
     assert run.done(tmp_path)
     assert run.result(tmp_path) == (15, 9.25)
+
+
+def test_runs_that_were_done_elsewhere_are_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    done, half = Run(MAIN[0], 64, 15, RATES[0], 0), Run(MAIN[1], 64, 15, RATES[0], 0)
+    finish(done, first, 9.25)
+    finish(half, first, 9.5, epoch=14)
+    file = tmp_path / "results.jsonl"
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["accuracy.py", *map(str, words)])
+        accuracy.main()
+        return capsys.readouterr().out
+
+    assert call("--out", first, "--export", file) == f"{file}: 1 runs\n"
+    assert "1 runs done" in call("--out", second, "--known", file, "--report")
+    assert done.result(second) == (15, 9.25)
+    assert not half.done(second)
+    finish(done, second, 9.125)  # trained here: counts
+    finish(half, second, 8.5)
+    assert call("--out", second, "--export", file) == f"{file}: 2 runs\n"
+    assert [json.loads(line)["percent"] for line in file.read_text().splitlines()] == [8.5, 9.125]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
