@@ -9,9 +9,8 @@ DU-Net(2), batch 16, RMSprop, cosine schedule. Every setting is trained at two l
 counts at the better one; float32 and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further
 seeds at that rate. These are 100 runs. With 1,159 training images (the folders afw and helen of
 300-W) 15 epochs at 64×64 take 5 to 8 minutes of one core and 6 epochs at 128×128 8 to 12: some
-14 core-hours. The most important runs come first, so that the table is worth reading early: the
-default and the paper's input quantiser before the widened one, and at the larger size the learning
-rate that was the better one at the smaller size before the other one.
+14 core-hours. The most important runs come first: the default and the paper's input quantiser before the
+widened one, and at the larger size the rate that was the better one at the smaller size.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
@@ -114,16 +113,16 @@ class Run:
         ) / f"seed-{self.seed}"
 
     def result(self, out: Path) -> tuple[int, float]:
-        """Epochs done, and the NME after the last of them, of the last checkpoint; (0, nan)."""
+        """Epochs done and the NME after the last of them; (0, nan) before the first."""
         try:
             with safe_open(self.folder(out) / "last.safetensors", framework="np") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
             return int(facts["epoch"]), float(facts["percent"])
         except (OSError, SafetensorError, KeyError, ValueError):
             pass
-        try:  # of a run that was done elsewhere
+        try:  # done elsewhere
             facts = json.loads((self.folder(out) / "known.json").read_text())
-            return int(facts["epochs"]), float(facts["percent"])
+            return facts["epochs"], facts["percent"]
         except (OSError, KeyError, ValueError):
             return 0, float("nan")
 

@@ -144,6 +144,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def report(out: Path) -> None:
     """Prints the table; writes front.json and front.png."""
     rows = results(out)
+    if not rows:
+        sys.exit(f"folder {out}: expected finished runs in {out / 'runs'}, found none")
     print(f"{'':24}{'seeds':>6}{'error %':>9}{'- float32':>18}{'b up':>7}{'b down':>8}{'MB':>9}")
     for row in rows:
         error = row.get("standard_error")
@@ -157,8 +159,7 @@ def report(out: Path) -> None:
         )
     print("* within 2 %, or one paired standard error, of float32's")
     (out / "front.json").write_text(json.dumps(rows, indent=1) + "\n")
-    if rows:
-        draw(rows, out / "front.png")
+    draw(rows, out / "front.png")
 
 
 def main() -> None:

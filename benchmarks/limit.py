@@ -139,9 +139,7 @@ def main() -> None:
                         choices=["naive", *LEVELS], help="naive: float32 throughout")  # fmt: skip
     parser.add_argument("--steps", type=int, default=3, help="training steps of a try")
     parser.add_argument("--start", type=int, default=1, help="U-Nets that are tried first")
-    parser.add_argument(
-        "--most", type=int, default=64, help="U-Nets tried at most; no setting has more than 64"
-    )
+    parser.add_argument("--most", type=int, default=64, help="U-Nets tried at most, up to 64")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -150,6 +148,8 @@ def main() -> None:
         config = RunConfig.from_flat(given["flat"])
         train(config, given["steps"], given["limit"], rlimit)
         return
+    if not 1 <= arguments.start <= arguments.most <= 64:
+        parser.error("--start, --most: expected 1 to 64, the U-Nets that a setting may have")
     limit_bytes, cgroup = int(arguments.limit_gb * 1e9), has_cgroup()
     results = []
     for level in arguments.levels:
