@@ -33,6 +33,8 @@ def train(message: Message, context: Context) -> Message:
     do = config.get("do", "answer")
     if do == "raise":
         raise ValueError("first line\nsecond line")
+    if do == "gorge":
+        torch.empty(2**50)
     if do == "exit":
         raise SystemExit(3)
     if do == "die":

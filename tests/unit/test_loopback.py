@@ -74,6 +74,13 @@ def test_an_exception_costs_one_error_reply_of_one_line() -> None:
     assert failed.detail.startswith("ValueError: first line second line (toy_client_app.py:")
 
 
+def test_a_tensor_that_finds_no_memory_is_counted_as_that() -> None:
+    (reply,) = make_grid().send_and_receive([ask(1, do="gorge")])
+    failed = read_update(reply)
+    assert isinstance(failed, BadReply)
+    assert failed.reason == "out-of-memory"
+
+
 @pytest.mark.parametrize(
     ("do", "text"), [("exit", "SystemExit: 3"), ("nothing", "returned NoneType")]
 )

@@ -13,7 +13,7 @@ from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
 from fedcunet.payload import pack
-from fedcunet.records import description_content, read_model, update_content
+from fedcunet.records import OUTCOMES, description_content, error_reply, read_model, update_content
 from fedcunet.roster import describe_clients
 from simulations.loopback import LoopbackGrid
 from tests.made_rounds import (
@@ -215,3 +215,21 @@ def test_the_wall_clock_guard_ends_a_round_and_marks_it() -> None:
     server.run_round(1)
     assert watcher.lines[0].replies == {"accepted": 3, "no-reply": 1}
     assert not watcher.lines[0].reproducible
+
+
+@pytest.mark.parametrize("code", [2, *OUTCOMES])
+def test_a_round_in_which_a_machine_lost_a_reply_is_marked(code: int) -> None:
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, EXAMPLES[client], ""), reply_to=message)
+        if client == 2:
+            return error_reply(message, "why", code=code)
+        number = int(read_model(message)[1]["round"])
+        return Message(honest(client, number, np.zeros(43), message), reply_to=message)
+
+    watcher = Watcher()
+    made_server(client_app, CONFIG.replace(federation__rounds=1), watcher).run()
+    outcome = OUTCOMES.get(code, "error-reply")
+    assert watcher.lines[0].replies == {"accepted": 3, outcome: 1}
+    assert watcher.lines[0].reproducible == (outcome in ("error-reply", "needs-snapshot"))
