@@ -195,7 +195,7 @@ def split(num_values: int, num_lanes: int) -> list[tuple[slice, int]]:
 
 def tail_lanes(num_lanes: int) -> int:
     """Lanes of the tail behind a main part of `num_lanes`."""
-    return max(1, num_lanes // 32)
+    return max(1, num_lanes // 16)
 
 
 def _blocks(part: slice, lanes: int, most: int) -> list[slice]:

@@ -40,7 +40,9 @@ _MAX_PILOTS, _MAX_PASSES = 4, 3
 _SCALE_RANGE = (2.0**-36, 2.0**6)
 # A pilot's lanes are short where values are few; long ones tell the rate more exactly.
 _PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
+# A lane costs about 8 bits; a step takes nearly as long with one lane as with `_SOME_LANES`.
 _BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
+_SOME_LANES, _VALUES_PER_SOME_LANES = 64, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ class _Job:
         # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
         self._exponent = statistics.exponent
         self._values = np.ldexp(values, -self._exponent)
-        most = min(budget / _BITS_PER_LANE, values.size / _VALUES_PER_LANE)
+        some = min(_SOME_LANES, values.size / _VALUES_PER_SOME_LANES)
+        most = min(budget / _BITS_PER_LANE, max(some, values.size / _VALUES_PER_LANE))
         least = statistics.deviations[statistics.deviations > 0].min(initial=1)
         unit = least if codec.form == "even" else 1.0
         self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
