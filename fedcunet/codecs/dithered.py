@@ -186,7 +186,7 @@ def _symbols(
 
 def split(num_values: int, num_lanes: int) -> list[tuple[slice, int]]:
     """(values, lanes) of the main part and of the tail."""
-    tail = num_values // 128 if num_lanes >= LANES_WITH_TAIL else 0
+    tail = num_values // 64 if num_lanes >= LANES_WITH_TAIL else 0
     parts = [(slice(0, num_values - tail), num_lanes)]
     if tail:
         parts.append((slice(num_values - tail, num_values), tail_lanes(num_lanes)))

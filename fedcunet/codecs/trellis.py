@@ -40,9 +40,9 @@ _MAX_PILOTS, _MAX_PASSES = 4, 3
 _SCALE_RANGE = (2.0**-36, 2.0**6)
 # A pilot's lanes are short where values are few; long ones tell the rate more exactly.
 _PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
-# A lane costs about 8 bits; a step takes nearly as long with one lane as with `_SOME_LANES`.
-_BITS_PER_LANE, _VALUES_PER_LANE = 2048, 2048
-_SOME_LANES, _VALUES_PER_SOME_LANES = 64, 512
+# A lane costs about 3.5 bits; a step takes nearly as long with one lane as with `_SOME_LANES`.
+_BITS_PER_LANE, _VALUES_PER_LANE = 1024, 1024
+_SOME_LANES, _VALUES_PER_SOME_LANES = 64, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +244,10 @@ class _Job:
         return num_bits + 8 * HEAD_BYTES + self._lane_bits() - self._predicted(scale)
 
     def _lane_bits(self) -> float:
-        """What lanes cost beyond the symbols, on average: 8 bits where they carry words."""
+        """What lanes cost beyond the symbols, on average: 3.5 bits where they carry words."""
         if self._num_lanes < LANES_WITH_TAIL:
-            return 24 * self._num_lanes
-        return 8 * self._num_lanes + 24 * tail_lanes(self._num_lanes)
+            return 19.5 * self._num_lanes
+        return 3.5 * self._num_lanes + 19.5 * tail_lanes(self._num_lanes)
 
     def _draft(self, scale: float) -> _Draft:
         tensors, even_class, plan, values = self._plan(scale)

@@ -9,7 +9,13 @@ import pytest
 from fedcunet.codecs import CODECS, make_seed
 from fedcunet.codecs.allocation import Statistics, Tensors
 from fedcunet.codecs.densities import NUM_CLASSES, SHAPES, class_weights, table_of
-from fedcunet.codecs.entropy import FrequencyTable, LaneDecoder, encode_lanes
+from fedcunet.codecs.entropy import (
+    FrequencyTable,
+    LaneDecoder,
+    _read_states,
+    _state_words,
+    encode_lanes,
+)
 from fedcunet.codecs.escapes import escapes_length, pack_escapes, unpack_escapes
 from fedcunet.codecs.rangecoder import RangeDecoder, RangeEncoder
 from fedcunet.codecs.thinning import WHOLE, kept_values
@@ -188,11 +194,27 @@ def test_lanes_give_back_symbols_and_what_they_carried() -> None:
         assert not back[extra:].any()
 
 
+def test_states_of_lanes_of_every_size_take_few_words() -> None:
+    state = np.array([2**16, 2**17 - 1, 2**31, 2**32 - 1, *(3 << np.arange(16, 30))])
+    words = _state_words(state)
+    found, num_words = _read_states(words, state.size)
+    np.testing.assert_array_equal(found, state)
+    num_bits = 4 * state.size + sum(int(one).bit_length() - 17 for one in state)
+    assert num_words == words.size == -(-num_bits // 16) + state.size
+    np.testing.assert_array_equal(_read_states(np.append(words, 7), state.size)[0], state)
+    with pytest.raises(ValueError, match="hold no states of 18 lanes"):
+        _read_states(words[:-1], state.size)
+    last = -(-num_bits // 16) - 1
+    words[last] |= 1 << 15  # behind the last bit
+    with pytest.raises(ValueError, match="bits behind"):
+        _read_states(words, state.size)
+
+
 def test_lanes_refuse_words_that_end_early_or_do_not_fit() -> None:
     table = FrequencyTable.of_weights(np.ones((1, 64)))
     words = encode_lanes(table.packed[np.arange(60)], 4, np.empty(0, dtype=np.uint16))
     with pytest.raises(ValueError, match="hold no states"):
-        LaneDecoder(words[:7], 4, table)
+        LaneDecoder(words[:4], 4, table)
     decoder = LaneDecoder(words[:-1], 4, table)
     rows = np.zeros(4, dtype=np.int64)
     with pytest.raises(ValueError, match="end before"):
@@ -259,7 +281,7 @@ def test_the_same_bytes_decode_to_the_same_floats_on_every_machine() -> None:
 
 
 BODY = (
-    "af1b0d93f76511400f00000001000000000003000000000300d19f09060024a02f80cbe857c2d603aa04a7ec"
-    "96f5925492fcc6f5a47f365fb01f"
+    "3c3ba88156a50e401100000001000000000003000000000300d1af0a2d6b010014613e8123c1568196ca20ad"
+    "73abb273429c887ec9fc557f92dfb73faa9f"
 )
-DECODED = "29c4c8a0c788ba7e410b5e4d5b1fd01d3cd156734f419575e16d6d7d421d8fca"
+DECODED = "5717a4444806b819d560f0150c95790136d90205790c14189fce5e82ade5f80a"
