@@ -269,14 +269,18 @@ class Statistics:
         )
         return found, even_class
 
-    def predicted_bits(self, scale: float, form: Form, num_states: int) -> float:
-        """About the bits of all values for S = `scale`, for Gaussian values."""
+    def predicted_bits(self, scale: float, form: Form, num_states: int, last: float = 1.0) -> float:
+        """About the bits of the values for S = `scale`, for Gaussian values: of all that are coded,
+        or of the `last` share of them."""
         found, _ = self.tensors(scale, form, num_states)
         steps = found.steps(scale, form, num_states)
         error = error_variance(num_states) * steps * steps
         bits = 0.5 * np.log2(1 + self.deviations * self.deviations / error)
         bits += 0.25 if num_states == 1 else 0.08
-        return float((bits * self.lengths * found.shares(form)).sum() / WHOLE)
+        counts = self.lengths * found.shares(form) / WHOLE
+        stops = np.cumsum(counts)
+        inside = np.clip(stops - (1 - last) * stops[-1], 0, counts) if last < 1 else counts
+        return float((bits * inside).sum())
 
 
 def prediction_factors(

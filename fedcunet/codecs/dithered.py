@@ -32,6 +32,7 @@ from fedcunet.codecs.viterbi import next_states, search
 
 MAX_LANES = 4096
 LANES_WITH_TAIL = 8  # fewer lanes carry nothing
+TAIL = 64  # the tail is one of so many parts
 _FRACTION_BITS = 15
 _FRACTION_MASK = (1 << _FRACTION_BITS) - 1
 _BIN_SHIFT = _FRACTION_BITS - (NUM_BINS.bit_length() - 1)
@@ -186,7 +187,7 @@ def _symbols(
 
 def split(num_values: int, num_lanes: int) -> list[tuple[slice, int]]:
     """(values, lanes) of the main part and of the tail."""
-    tail = num_values // 64 if num_lanes >= LANES_WITH_TAIL else 0
+    tail = num_values // TAIL if num_lanes >= LANES_WITH_TAIL else 0
     parts = [(slice(0, num_values - tail), num_lanes)]
     if tail:
         parts.append((slice(num_values - tail, num_values), tail_lanes(num_lanes)))

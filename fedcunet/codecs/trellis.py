@@ -16,6 +16,7 @@ from fedcunet.codecs.base import check_body, check_budget, check_vector, segment
 from fedcunet.codecs.dithered import (
     LANES_WITH_TAIL,
     MAX_LANES,
+    TAIL,
     DitherStream,
     Plan,
     Symbols,
@@ -43,6 +44,8 @@ _PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
 # A lane costs about 3.5 bits; a step takes nearly as long with one lane as with `_SOME_LANES`.
 _BITS_PER_LANE, _VALUES_PER_LANE = 1024, 1024
 _SOME_LANES, _VALUES_PER_SOME_LANES = 64, 256
+# One that carries nothing, because the last tensors have few bits, costs 16 bits more.
+_BITS_PER_EMPTY_LANE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +169,15 @@ class _Job:
         # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
         self._exponent = statistics.exponent
         self._values = np.ldexp(values, -self._exponent)
-        some = min(_SOME_LANES, values.size / _VALUES_PER_SOME_LANES)
-        most = min(budget / _BITS_PER_LANE, max(some, values.size / _VALUES_PER_LANE))
         least = statistics.deviations[statistics.deviations > 0].min(initial=1)
         unit = least if codec.form == "even" else 1.0
         self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
         self._tolerance = max(_TOLERANCE * budget, _TOLERATED_BITS)
-        self._num_lanes = int(np.clip(most, 1, MAX_LANES))
+        self._tail_bits = self._predicted(self._scale_for(budget), 1 / TAIL)
+        some = min(_SOME_LANES, values.size / _VALUES_PER_SOME_LANES)
+        most = min(budget / _BITS_PER_LANE, max(some, values.size / _VALUES_PER_LANE))
+        filled = self._tail_bits / 16 + budget / _BITS_PER_EMPTY_LANE
+        self._num_lanes = int(np.clip(min(most, filled), 1, MAX_LANES))
 
     def best_body(self, most: int) -> bytes:
         """The body nearest to the budget, and never longer than `most` bytes."""
@@ -201,8 +206,9 @@ class _Job:
     def _miss(self, draft: _Draft) -> float:
         return abs(draft.num_bits - self._budget)
 
-    def _predicted(self, scale: float) -> float:
-        return self._statistics.predicted_bits(scale, self._codec.form, self._codec.num_states)
+    def _predicted(self, scale: float, last: float = 1.0) -> float:
+        codec = self._codec
+        return self._statistics.predicted_bits(scale, codec.form, codec.num_states, last)
 
     def _scale_for(self, bits: float) -> float:
         """The scale for which `bits` are predicted, by bisection over its logarithm."""
@@ -247,7 +253,8 @@ class _Job:
         """What lanes cost beyond the symbols, on average: 3.5 bits where they carry words."""
         if self._num_lanes < LANES_WITH_TAIL:
             return 19.5 * self._num_lanes
-        return 3.5 * self._num_lanes + 19.5 * tail_lanes(self._num_lanes)
+        empty = max(0.0, 16 * self._num_lanes - self._tail_bits)
+        return 3.5 * self._num_lanes + empty + 19.5 * tail_lanes(self._num_lanes)
 
     def _draft(self, scale: float) -> _Draft:
         tensors, even_class, plan, values = self._plan(scale)

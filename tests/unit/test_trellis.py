@@ -194,6 +194,15 @@ def test_lanes_give_back_symbols_and_what_they_carried() -> None:
         assert not back[extra:].any()
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.1])
+def test_weak_last_tensors_do_not_spoil_the_budget(factor: float) -> None:
+    # The last values' words lie in the lanes' first states: fewer lanes where they are few.
+    vector = np.random.default_rng(3).standard_normal(2**18).astype(np.float32)
+    vector[-(2**14) :] *= factor
+    body = CODECS["trellis"].encode(vector, bits=1, seed=SEED, segments=[2**13] * 32)
+    assert 8 * len(body) / vector.size == pytest.approx(1, rel=0.006)
+
+
 def test_states_of_lanes_of_every_size_take_few_words() -> None:
     state = np.array([2**16, 2**17 - 1, 2**31, 2**32 - 1, *(3 << np.arange(16, 30))])
     words = _state_words(state)
