@@ -14,8 +14,8 @@ before the widened one, and at the larger size the rate that was better at the s
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
-`--known FILE` takes the results of runs that were done elsewhere as `--export` wrote them, such as
-benchmarks/accuracy.jsonl, which holds ours; without it every run is trained anew.
+`--known FILE` puts results of runs that were done elsewhere, as `--export` wrote them, into --out,
+such as ours, benchmarks/accuracy.jsonl. In an --out without them every run is trained anew.
 """
 
 import argparse
@@ -114,17 +114,18 @@ class Run:
 
     def result(self, out: Path) -> tuple[int, float]:
         """Epochs done and the NME after the last of them; (0, nan) before the first."""
+        found = (0, float("nan"))
         try:
             with safe_open(self.folder(out) / "last.safetensors", framework="np") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
-            return int(facts["epoch"]), float(facts["percent"])
+            found = int(facts["epoch"]), float(facts["percent"])
         except (OSError, SafetensorError, KeyError, ValueError):
             pass
-        try:  # done elsewhere
-            facts = json.loads((self.folder(out) / "known.json").read_text())
+        known = self.folder(out) / "known.json"  # done elsewhere
+        if found[0] < self.epochs and known.exists():
+            facts = json.loads(known.read_text())
             return facts["epochs"], facts["percent"]
-        except (OSError, KeyError, ValueError):
-            return 0, float("nan")
+        return found
 
     def done(self, out: Path) -> bool:
         return self.result(out)[0] >= self.epochs
@@ -154,10 +155,28 @@ def all_runs(sizes: Sequence[int], epochs: Sequence[int], seeds: int) -> Iterato
                     yield Run(setting, size, count, rate, seed)
 
 
-def take_known(file: Path, out: Path) -> None:
-    """Notes the results in `file` in the folders of their runs; those trained here stay."""
-    for line in file.read_text().splitlines():
-        folder = out / json.loads(line)["run"]
+def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
+    """The lines of an exported file by the names of their runs; exits if one is odd."""
+    runs = all_runs(arguments.sizes, arguments.epochs, arguments.seeds)
+    epochs = {str(run.folder(Path())): run.epochs for run in runs}
+    lines: dict[str, str] = {}
+    try:
+        for line in file.read_text().splitlines():
+            found = json.loads(line)
+            if epochs[found["run"]] != found["epochs"] or not 0 <= found["percent"] < 1e6:
+                raise ValueError(line)
+            lines[found["run"]] = line
+    except OSError as error:
+        sys.exit(f"{file}: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{file}: expected runs of this study with epochs and NME, found {line[:100]!r}")
+    return lines
+
+
+def take_known(arguments: argparse.Namespace) -> None:
+    """Notes the results of `--known` in the folders of their runs; those trained here stay."""
+    for name, line in read_results(arguments.known, arguments).items():
+        folder = arguments.out / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "known.json").write_text(line + "\n")
 
@@ -165,14 +184,15 @@ def take_known(file: Path, out: Path) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Writes the runs that are done, and those that the file has, a line each."""
     file, out = arguments.export, arguments.out
-    lines = file.read_text().splitlines() if file.exists() else []
-    results = {json.loads(line)["run"]: line for line in lines}
+    results = read_results(file, arguments) if file.exists() else {}
     for run in all_runs(arguments.sizes, arguments.epochs, arguments.seeds):
         if run.done(out):
             epochs, percent = run.result(out)
             name = str(run.folder(out).relative_to(out))
             results[name] = json.dumps({"run": name, "epochs": epochs, "percent": percent})
-    file.write_text("".join(f"{results[name]}\n" for name in sorted(results)))
+    new = file.with_name(f"{file.name}.new")
+    new.write_text("".join(f"{results[name]}\n" for name in sorted(results)))
+    new.replace(file)
     print(f"{file}: {len(results)} runs")
 
 
@@ -378,7 +398,7 @@ def main() -> None:
     if len(arguments.sizes) != len(arguments.epochs):
         parser.error("--epochs: expected a number for each of --sizes")
     if arguments.known:
-        take_known(arguments.known, arguments.out)
+        take_known(arguments)
     if arguments.report or arguments.export:
         (export if arguments.export else report)(arguments)
         return

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedcunet.errors import UserError
-from fedcunet.records import UNAVAILABLE, BadReply, Reply
+from fedcunet.records import UNAVAILABLE, BadReply, Reply, is_machine_fault
 from fedcunet.replies import RoundReplies
 from fedcunet.rounds import Server
 from fedcunet.saved import Saved
@@ -81,12 +81,13 @@ class BufferedServer(Server):
             judged.judge(client, replies[client])
         # Who answers when is computed from what clients report; measured compute varies.
         known = self.config.federation.seconds_per_example > 0
+        faults = [one.reply for one in arrived if is_machine_fault(one.reply)]
         self._end_round(
             judged,
             rate,
             wanted=wanted,
             begin=begin,
-            reproducible=known and reproducible,
+            reproducible=known and reproducible and not faults,
             device_seconds=self.clock - began,
         )
 

@@ -319,6 +319,11 @@ def _read_metrics(
     return num_examples, metrics
 
 
+def is_machine_fault(reply: object) -> bool:
+    """Whether a machine, not the setting, decided that there is no update."""
+    return isinstance(reply, BadReply) and reply.reason in MACHINE_FAULTS
+
+
 def error_reply(message: Message, text: str, *, code: int = CLIENT_APP_RAISED) -> Message:
     """The reply that says in one line, `text`, why there is no answer to `message`."""
     return Message(Error(code, one_line(text)), reply_to=message)
@@ -363,7 +368,9 @@ def _read_blob(record: object, name: str, stype: str) -> bytes:
 def _error(error: Error) -> BadReply:
     """What became of a message that was answered with an error."""
     words = _error_words(error.reason or "")
-    return _bad(OUTCOMES.get(error.code, "error-reply"), words or f"code {error.code}")
+    if not words or error.code not in (*OUTCOMES, CLIENT_APP_RAISED):
+        words = f"code {error.code}: {words}".removesuffix(": ")
+    return _bad(OUTCOMES.get(error.code, "error-reply"), words)
 
 
 def _error_words(reason: str) -> str:

@@ -27,12 +27,12 @@ from fedcunet.exchange import collect
 from fedcunet.layout import Layout
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
-    MACHINE_FAULTS,
     UNAVAILABLE,
     BadReply,
     ConfigScalar,
     Description,
     Reply,
+    is_machine_fault,
     model_content,
     read_evaluation,
     read_update,
@@ -292,8 +292,7 @@ class Server:
             exchange.replies.pop(client, None)
             if message is not None:
                 reply = exchange.replies[client] = read_update(message)
-                fault = isinstance(reply, BadReply) and reply.reason in MACHINE_FAULTS
-                exchange.reproducible &= not fault
+                exchange.reproducible &= not is_machine_fault(reply)
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""

@@ -279,7 +279,7 @@ class Statistics:
         bits += 0.25 if num_states == 1 else 0.08
         counts = self.lengths * found.shares(form) / WHOLE
         stops = np.cumsum(counts)
-        inside = np.clip(stops - (1 - last) * stops[-1], 0, counts) if last < 1 else counts
+        inside = np.clip(stops - (1 - last) * counts.sum(), 0, counts) if last < 1 else counts
         return float((bits * inside).sum())
 
 

@@ -200,8 +200,9 @@ def test_an_error_reply_is_told_from_a_malformed_one_and_kept_to_one_printable_l
 )
 def test_an_error_is_counted_by_what_its_code_says(code: int, reason: str) -> None:
     message = error_reply(ask(), "why", code=code)
-    assert read_update(message) == BadReply(reason=reason, detail="why")
-    assert read_evaluation(message) == BadReply(reason=reason, detail="why")
+    detail = f"code {code}: why" if code in (1, 9999) else "why"
+    assert read_update(message) == BadReply(reason=reason, detail=detail)
+    assert read_evaluation(message) == BadReply(reason=reason, detail=detail)
     silent = error_reply(ask(), "", code=code)
     assert read_update(silent) == BadReply(reason=reason, detail=f"code {code}")
 
