@@ -1,5 +1,6 @@
 """Buffered asynchronous aggregation: who is at work, whose answer counts when, and how much."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ BUFFERED = CONFIG.replace(
 SECONDS = (1.0, 2.0, 2.5, 100.0)  # of the clients on their devices
 
 
-def server(seen: list[tuple[int, int]], watcher: Watcher, **changes: Any) -> BufferedServer:
-    """Four clients, three of them fast; each sends `client + 1` everywhere."""
+def server(
+    seen: list[tuple[int, int]], watcher: Watcher, full: Sequence[int] = (), **changes: Any
+) -> BufferedServer:
+    """Four clients, three of them fast; each sends `client + 1` everywhere.
+
+    Those in `full` find no memory in round 1.
+    """
     config = BUFFERED.replace(**changes)
 
     def client_app(message: Message, context: Context) -> Message:
@@ -42,6 +48,8 @@ def server(seen: list[tuple[int, int]], watcher: Watcher, **changes: Any) -> Buf
         seen.append((number, client))
         if (number, client) == (2, 1):
             error()
+        if number == 1 and client in full:
+            raise MemoryError
         update_N = np.full(43, client + 1.0, dtype=np.float32)
         coded = pack(update_N, terms.update_payload(LAYOUT, config, number, client))
         metrics = {"num-examples": EXAMPLES[client], "loss": 1.0}
@@ -83,6 +91,14 @@ def test_measured_seconds_make_a_run_that_cannot_be_repeated() -> None:
     watcher = Watcher()
     server([], watcher, federation__seconds_per_example=0.0).run()
     assert not any(line.reproducible for line in watcher.lines)
+
+
+def test_rounds_in_which_faults_of_machines_are_judged_are_marked() -> None:
+    watcher = Watcher()
+    server([], watcher, full=(0, 1, 2)).run()
+    # All three fail at once; two fill the buffer, the third is judged in the round after.
+    assert [line.replies.get("out-of-memory", 0) for line in watcher.lines[:3]] == [2, 1, 0]
+    assert [line.reproducible for line in watcher.lines[:3]] == [False, False, True]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
