@@ -178,3 +178,28 @@ def unpack_codes(packed: np.ndarray, *, bits: int, count: int) -> np.ndarray:
             (words & (low_field << np.uint64(width))) << np.uint64(lane - width)
         )
     return words.astype("<u8", copy=False).view(lane_type)[:count]
+
+
+def field_bits(numbers: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The lowest `widths` bits of each of `numbers` (int64, not negative), one after the other.
+
+    Args:
+        numbers: (N,)
+        widths: (N,) int64, 0 to 62.
+
+    Returns:
+        (sum of widths,) int64 of 0 and 1, each number's lowest bit first.
+    """
+    place = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
+    bits: np.ndarray = (np.repeat(numbers, widths) >> place) & 1
+    return bits
+
+
+def fields_of(bits: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The numbers (int64) whose `field_bits` are `bits` (int64, as many as the widths' sum)."""
+    stops = np.cumsum(widths)
+    place = np.arange(bits.size) - np.repeat(stops - widths, widths)
+    # Sums may pass 2^63 and come round: differences do not mind.
+    sums = np.concatenate([[0], np.cumsum(bits << place)])
+    numbers: np.ndarray = sums[stops] - sums[stops - widths]
+    return numbers

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcunet.bits import pack_codes, unpack_codes
+from fedcunet.bits import field_bits, fields_of, pack_codes, unpack_codes
 
 PRECISION = 13  # bits: the frequencies of a row sum to 2^13
 WIDTH = 128  # columns of a table
@@ -96,10 +96,8 @@ def _state_words(state: np.ndarray) -> np.ndarray:
     each, the bits below the highest of each, zeros to the end of a word, then the lower halves."""
     high = state >> 16
     lengths = np.frexp(high.astype(np.float64))[1].astype(np.int64) - 1
-    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    below = (np.repeat(high, lengths) >> place) & 1
-    nibbles = (lengths[:, None] >> np.arange(_LENGTH_BITS)) & 1
-    bits = np.concatenate([nibbles.reshape(-1), below])
+    nibbles = field_bits(lengths, np.full_like(lengths, _LENGTH_BITS))
+    bits = np.concatenate([nibbles, field_bits(high, lengths)])
     packed = pack_codes(np.pad(bits, (0, -bits.size % 16)), 1)
     return np.concatenate([packed.view("<u2").astype(np.uint16), state & 0xFFFF])
 
@@ -113,19 +111,15 @@ def _read_states(words: np.ndarray, num_lanes: int) -> tuple[np.ndarray, int]:
     most = -(-(_LENGTH_BITS + 15) * num_lanes // 16)
     packed = words[:most].astype("<u2").view(np.uint8)
     bits = unpack_codes(packed, bits=1, count=8 * packed.size).astype(np.int64)
-    nibbles = bits[: _LENGTH_BITS * num_lanes].reshape(-1, _LENGTH_BITS)
-    lengths = (nibbles << np.arange(_LENGTH_BITS)).sum(axis=1)
-    num_bits = bits.size and _LENGTH_BITS * num_lanes + int(lengths.sum())
+    nibbles = bits[: _LENGTH_BITS * num_lanes]
+    lengths = fields_of(nibbles, np.full(nibbles.size // _LENGTH_BITS, _LENGTH_BITS))
+    num_bits = _LENGTH_BITS * num_lanes + int(lengths.sum())
     num_words = -(-num_bits // 16)
-    if nibbles.shape[0] < num_lanes or words.size < num_words + num_lanes:
+    if lengths.size < num_lanes or words.size < num_words + num_lanes:
         raise ValueError(f"{words.size} words hold no states of {num_lanes} lanes")
     if bits[num_bits : 16 * num_words].any():
         raise ValueError("there are bits behind the lanes' states")
-    below = bits[_LENGTH_BITS * num_lanes : num_bits]
-    stops = np.cumsum(lengths)
-    place = np.arange(below.size) - np.repeat(stops - lengths, lengths)
-    sums = np.concatenate([[0], np.cumsum(below << place)])
-    high = (1 << lengths) + sums[stops] - sums[stops - lengths]
+    high = (1 << lengths) + fields_of(bits[_LENGTH_BITS * num_lanes : num_bits], lengths)
     low = words[num_words : num_words + num_lanes].astype(np.int64)
     return (high << 16) | low, num_words + num_lanes
 

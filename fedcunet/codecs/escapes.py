@@ -6,7 +6,7 @@ with lengths of 6 bits: for the few numbers that a table of frequencies does not
 
 import numpy as np
 
-from fedcunet.bits import pack_codes, packed_length, unpack_codes
+from fedcunet.bits import field_bits, fields_of, pack_codes, packed_length, unpack_codes
 
 _LENGTH_BITS = 7  # 6 of the length, 1 of the sign
 _MAX_LENGTH = 60
@@ -29,9 +29,7 @@ def pack_escapes(numbers: np.ndarray) -> bytes:
     lengths = _bit_lengths(numbers)
     codes = 2 * lengths + (numbers < 0)
     rest = np.maximum(lengths - 1, 0)
-    # The bits below each number's highest, lowest first.
-    place = np.arange(rest.sum()) - np.repeat(np.cumsum(rest) - rest, rest)
-    bits = (np.repeat(np.abs(numbers), rest) >> place) & 1
+    bits = field_bits(np.abs(numbers), rest)
     return pack_codes(codes, _LENGTH_BITS).tobytes() + pack_codes(bits, 1).tobytes()
 
 
@@ -51,10 +49,6 @@ def unpack_escapes(content: bytes, count: int) -> np.ndarray:
         raise ValueError(f"a number of {lengths.max()} bits, at most {_MAX_LENGTH} are allowed")
     rest = np.maximum(lengths - 1, 0)
     bits = unpack_codes(packed[head:], bits=1, count=int(rest.sum())).astype(np.int64)
-    stops = np.cumsum(rest)
-    place = np.arange(bits.size) - np.repeat(stops - rest, rest)
-    sums = np.concatenate([[0], np.cumsum(bits << place)])
-    # Sums may pass 2^63 and come round: differences do not mind.
-    magnitudes = sums[stops] - sums[stops - rest] + np.where(lengths > 0, 1 << rest, 0)
+    magnitudes = fields_of(bits, rest) + np.where(lengths > 0, 1 << rest, 0)
     numbers: np.ndarray = np.where(codes % 2 == 1, -magnitudes, magnitudes)
     return numbers

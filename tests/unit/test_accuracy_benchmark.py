@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks import accuracy
-from benchmarks.accuracy import MAIN, RATES, SETTINGS, Run, Setting, planned
+from benchmarks.accuracy import planned
+from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, Run, Setting
 from fedcunet.config import RunConfig
 
 
@@ -76,6 +77,30 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
     finish(half, second, 8.5)
     assert call("--out", second, "--export", file) == f"{file}: 2 runs\n"
     assert [json.loads(line)["percent"] for line in file.read_text().splitlines()] == [8.5, 9.125]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x",
+        "[1]",
+        '{"run": "../elsewhere", "epochs": 15, "percent": 5.0}',
+        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
+        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
+        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 15, "percent": NaN}',
+    ],
+)
+def test_odd_results_are_refused_in_a_line_and_none_is_taken(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = '{"run": "64px-15epochs/TW/rate-0.001/seed-0", "epochs": 15, "percent": 5.0}'
+    file, out = tmp_path / "results.jsonl", tmp_path / "out"
+    file.write_text(f"{good}\n{line}\n")
+    words = ["accuracy.py", "--known", str(file), "--out", str(out), "--report"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="expected runs of this study"):
+        accuracy.main()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)

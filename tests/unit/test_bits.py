@@ -7,6 +7,8 @@ import torch
 from fedcunet.bits import (
     check_bits,
     covering_scale,
+    field_bits,
+    fields_of,
     linear_quantise,
     pack_codes,
     packed_length,
@@ -106,3 +108,13 @@ def test_rounding_up_where_the_fraction_exceeds_uniform_numbers_is_right_on_aver
     assert abs(rounded.mean() - value) < 0.012
     whole = np.arange(-5.0, 6.0)
     np.testing.assert_array_equal(round_up_where(whole, np.zeros(11)), whole)
+
+
+def test_fields_of_any_width_come_back() -> None:
+    numbers = np.array([0, 1, 5, 2**20 - 1, 0, 2**40 + 3, 6])
+    widths = np.array([0, 1, 3, 20, 4, 41, 2])  # of the last only the lowest two bits
+    bits = field_bits(numbers, widths)
+    assert bits.tolist()[:6] == [1, 1, 0, 1, 1, 1]
+    assert bits.size == widths.sum()
+    assert fields_of(bits, widths).tolist() == [*numbers[:-1].tolist(), 2]
+    assert fields_of(bits[:0], widths[:0]).size == 0

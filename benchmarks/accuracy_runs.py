@@ -1,0 +1,170 @@
+"""The runs of `benchmarks/accuracy.py`: settings, folders, results here and in exported files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+# The paper trains far longer at 2.5e-4; after 15 epochs that is the worse rate for every setting.
+RATES = (1e-3, 3e-3)
+SIZES, EPOCHS = (64, 128), (15, 6)
+QUANTIZERS = ("source", "paper", "ranged")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        name: the paper's.
+        bits: inputs, weights, gradients.
+        alpha: a scale for each filter.
+        paper: NME over float32's in the paper's Table 5; None where it has no such row.
+        quantizer: of the inputs; "" where they are not quantised.
+        aim: the ratio that is wanted.
+    """
+
+    name: str
+    bits: str
+    alpha: bool
+    paper: float | None
+    quantizer: str = ""
+    aim: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return f"{self.name}-{self.quantizer}" if self.quantizer else self.name
+
+
+# Names, bits, alpha, the paper's ratio; the first of 8 and 6 bits are the defaults.
+PLAIN = (
+    Setting("float32", "32,32,32", False, 1.0),
+    Setting("BW-alpha", "32,1,32", True, 1.06),
+    Setting("BW", "32,1,32", False, 1.11),
+    Setting("TW", "32,2,32", False, 1.10),
+)
+QIG = (
+    ("BW-alpha-QIG-818", "8,1,8", True, 1.32, 1.05),
+    ("BW-alpha-QIG-616", "6,1,6", True, None, 1.10),
+    ("BW-QIG-818", "8,1,8", False, 1.27, None),
+    ("TW-QIG-828", "8,2,8", False, 1.22, None),
+    ("BW-QIG-616", "6,1,6", False, 1.75, None),
+    ("TW-QIG-626", "6,2,6", False, 1.26, None),
+)
+BY_QUANTIZER = {
+    quantizer: tuple(
+        Setting(name, bits, alpha, paper, quantizer, aim if quantizer == "source" else None)
+        for name, bits, alpha, paper, aim in QIG
+    )
+    for quantizer in QUANTIZERS
+}
+MAIN = (PLAIN[0], *BY_QUANTIZER["source"][:2])  # more seeds, and first
+SETTINGS = (*PLAIN, *(setting for q in QUANTIZERS for setting in BY_QUANTIZER[q]))
+# In the order in which they are trained: the paper's rows, then what is only to be compared.
+EARLY = [one for one in SETTINGS if one.quantizer != "ranged" and one not in MAIN]
+LATE = BY_QUANTIZER["ranged"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    setting: Setting
+    size: int
+    epochs: int
+    rate: float
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is trained; whatever changes its result is in the name."""
+        return (
+            out / f"{self.size}px-{self.epochs}epochs" / self.setting.key / f"rate-{self.rate:g}"
+        ) / f"seed-{self.seed}"
+
+    def result(self, out: Path) -> tuple[int, float]:
+        """Epochs done and the NME after the last of them; (0, nan) before the first."""
+        found = (0, float("nan"))
+        try:
+            with safe_open(self.folder(out) / "last.safetensors", framework="np") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+            found = int(facts["epoch"]), float(facts["percent"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            pass
+        known = self.folder(out) / "known.json"  # done elsewhere
+        if found[0] < self.epochs and known.exists():
+            facts = json.loads(known.read_text())
+            return facts["epochs"], facts["percent"]
+        return found
+
+    def done(self, out: Path) -> bool:
+        return self.result(out)[0] >= self.epochs
+
+    def command(self, out: Path, data: str, root: str, batch: int) -> list[str]:
+        """The command line that begins it, or goes on with it."""
+        folder = self.folder(out)
+        options = {
+            "data": data, "root": root, "out": folder, "size": self.size, "unets": 2,
+            "epochs": self.epochs, "batch-size": batch, "bits": self.setting.bits,
+            "learning-rate": self.rate, "schedule": "cosine", "seed": self.seed,
+        }  # fmt: skip
+        if self.setting.quantizer:
+            options["input-quantizer"] = self.setting.quantizer
+        words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+        flags = ["--alpha"] if self.setting.alpha else []
+        flags += ["--resume"] if (folder / "last.safetensors").exists() else []
+        return [sys.executable, "-m", "fedcunet", "train", *words, *flags]
+
+
+def all_runs(sizes: Sequence[int], epochs: Sequence[int], seeds: int) -> Iterator[Run]:
+    """Every run that may be asked for."""
+    for size, count in zip(sizes, epochs, strict=True):
+        for setting in SETTINGS:
+            for rate in RATES:
+                for seed in range(seeds if setting in MAIN else 1):
+                    yield Run(setting, size, count, rate, seed)
+
+
+def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
+    """The lines of an exported file by the names of their runs; exits if one is odd."""
+    runs = all_runs(arguments.sizes, arguments.epochs, arguments.seeds)
+    epochs = {str(run.folder(Path())): run.epochs for run in runs}
+    lines: dict[str, str] = {}
+    try:
+        for line in file.read_text().splitlines():
+            found = json.loads(line)
+            if epochs[found["run"]] != found["epochs"] or not 0 <= found["percent"] < 1e6:
+                raise ValueError(line)
+            lines[found["run"]] = line
+    except OSError as error:
+        sys.exit(f"{file}: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{file}: expected runs of this study with epochs and NME, found {line[:100]!r}")
+    return lines
+
+
+def take_known(arguments: argparse.Namespace) -> None:
+    """Notes the results of `--known` in the folders of their runs; those trained here stay."""
+    for name, line in read_results(arguments.known, arguments).items():
+        folder = arguments.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "known.json").write_text(line + "\n")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes the runs that are done, and those that the file has, a line each."""
+    file, out = arguments.export, arguments.out
+    results = read_results(file, arguments) if file.exists() else {}
+    for run in all_runs(arguments.sizes, arguments.epochs, arguments.seeds):
+        if run.done(out):
+            epochs, percent = run.result(out)
+            name = str(run.folder(out).relative_to(out))
+            results[name] = json.dumps({"run": name, "epochs": epochs, "percent": percent})
+    new = file.with_name(f"{file.name}.new")
+    new.write_text("".join(f"{results[name]}\n" for name in sorted(results)))
+    new.replace(file)
+    print(f"{file}: {len(results)} runs")
