@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from fedcunet.errors import RunFailure
 from fedcunet.identity import set_task_identity, with_message_id
@@ -49,9 +49,9 @@ class Actor:
         ]
         self.result.value = Answers(replies, seconds, 10**9, outgrown)
 
-    def die(self) -> None:
+    def die(self, error: RayError | None = None) -> None:
         """Leaves the call without an answer."""
-        self.result.value = RayActorError()
+        self.result.value = error or RayActorError()
 
 
 class Stage:
@@ -154,6 +154,17 @@ def test_messages_whose_worker_died_are_asked_once_more_each_alone(stage: Stage)
     assert list(collected(pool)) == ["b"]
     assert ids(stage.actors[2]) == ["c"]
     assert pool.faults == {DIED: 2}
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_is_counted_as_that(stage: Stage) -> None:
+    pool = pool_of(stage)
+    push(pool, "a")
+    for actor in range(2):
+        stage.actors[actor].die(OutOfMemoryError("the node was running\nlow on memory"))
+        found = collected(pool)
+        collected(pool)
+    ended = "the worker process was ended by Ray: the machine ran out of memory"
+    assert found == {"a": BadReply(reason="out-of-memory", detail=ended)}
 
 
 def test_one_that_is_asked_again_is_never_in_the_call_of_those_before_it(stage: Stage) -> None:

@@ -201,6 +201,9 @@ def test_weak_last_tensors_do_not_spoil_the_budget(factor: float) -> None:
     vector[-(2**14) :] *= factor
     body = CODECS["trellis"].encode(vector, bits=1, seed=SEED, segments=[2**13] * 32)
     assert 8 * len(body) / vector.size == pytest.approx(1, rel=0.006)
+    turned = CODECS["trellis"].encode(vector[::-1], bits=1, seed=SEED, segments=[2**13] * 32)
+    lanes, more = (int.from_bytes(one[12:14], "little") for one in (body, turned))
+    assert lanes < more == 2**18 // 1024
 
 
 def test_states_of_lanes_of_every_size_take_few_words() -> None:
