@@ -19,7 +19,6 @@ such as ours, benchmarks/accuracy.jsonl. In an --out without them every run is t
 """
 
 import argparse
-import fcntl
 import json
 import os
 import signal
@@ -47,6 +46,8 @@ from benchmarks.accuracy_runs import (
     export,
     take_known,
 )
+from fedcunet.errors import FolderInUse
+from fedcunet.files import held
 
 OUT = Path(".fedcunet/accuracy")
 
@@ -259,14 +260,12 @@ def main() -> None:
         return
     if arguments.root is None:
         parser.error("--root: expected the folder of the data set")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the trainings end with this process
-    with (arguments.out / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            parser.error(f"--out {arguments.out}: another process is at work there")
-        num_failed = work(arguments)
+    try:
+        with held(arguments.out):
+            num_failed = work(arguments)
+    except FolderInUse as error:
+        parser.error(f"--out {error}")
     report(arguments)
     sys.exit(1 if num_failed else 0)
 

@@ -8,8 +8,9 @@
 A cell is one federated run (`python -m simulations run --engine loopback`, one core) of one attack,
 one rule and one seed; every client is asked in every round, and the share that attacks is the share
 that the rules assume. Without `--root`, faces are drawn. A cell that is done is left alone, one
-that was interrupted is run anew, and one that failed is tried again by the next call. The cells
-that tell most come first: all rules under one attack after the other, the first seed of each.
+that was interrupted is run anew, and one that failed is tried again by the next call; processes
+may share an --out. The cells that tell most come first: all rules under one attack after the other,
+the first seed of each.
 
 NME is that of the final model on the test set, each beside the mean's without attackers.
 """
@@ -26,6 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `fedcunet` of this checkout
+
+from fedcunet.errors import FolderInUse
+from fedcunet.files import held
 
 OUT = Path(".fedcunet/attacks")
 SETTING = Path("simulations/settings/i8-w1-g8-alpha-eden2.toml")
@@ -79,26 +85,33 @@ def work(arguments: argparse.Namespace) -> int:
     root = arguments.root or drawn_faces(arguments)
     failed = 0
     for cell in planned(arguments):
-        if cell.summary(arguments.out) is not None:
-            continue
         if time.monotonic() >= deadline:
             break
-        folder = cell.folder(arguments.out)
-        shutil.rmtree(folder, ignore_errors=True)  # interrupted
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        begin = time.monotonic()
-        with folder.with_suffix(".log").open("w") as log:
-            code = subprocess.run(
-                command(cell, arguments, root),
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                check=False,
-            ).returncode
-        failed += code != 0
-        outcome = "done" if code == 0 else f"failed ({code}): {folder.with_suffix('.log')}"
-        print(f"{cell.name} seed {cell.seed}: {outcome}, {time.monotonic() - begin:.0f} s")
+        try:
+            with held(cell.folder(arguments.out).with_suffix(".lock")):
+                if cell.summary(arguments.out) is None:
+                    failed += not run(cell, arguments, root)
+        except FolderInUse:
+            continue  # another process is at it
     return failed
+
+
+def run(cell: Cell, arguments: argparse.Namespace, root: str) -> bool:
+    """Runs a cell, prints how it went; returns whether it went well."""
+    folder = cell.folder(arguments.out)
+    shutil.rmtree(folder, ignore_errors=True)  # interrupted
+    begin = time.monotonic()
+    with folder.with_suffix(".log").open("w") as log:
+        code = subprocess.run(
+            command(cell, arguments, root),
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        ).returncode
+    outcome = "done" if code == 0 else f"failed ({code}): {folder.with_suffix('.log')}"
+    print(f"{cell.name} seed {cell.seed}: {outcome}, {time.monotonic() - begin:.0f} s", flush=True)
+    return code == 0
 
 
 def command(cell: Cell, arguments: argparse.Namespace, root: str) -> list[str]:

@@ -12,7 +12,6 @@ interrupted goes on from its last round; what is done is left alone. Writes fron
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import sys
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `server`,
 from matplotlib.figure import Figure
 
 from fedcunet.config import RunConfig
+from fedcunet.errors import FolderInUse
 from server.app import NoDisplay, serve
 from simulations.engine import Engine
 
@@ -79,13 +79,12 @@ def run(way: str, seed: int, arguments: argparse.Namespace) -> None:
     folder = arguments.out / "runs" / f"{way.replace(' ', '-')}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     engine = Engine(name="loopback", num_workers=1, num_gpus=0, ray_address=None)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock, ExitStack() as stack:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return  # another process is at it
+    with ExitStack() as stack:
         grid = engine.grid(config, stack)
-        summary = serve(grid, config, out=folder, name=way, display=NoDisplay(), resume=True)
+        try:
+            summary = serve(grid, config, out=folder, name=way, display=NoDisplay(), resume=True)
+        except FolderInUse:
+            return  # another process is at it
     percent = summary[summary["metric_name"]]
     print(f"{way}, seed {seed}: {percent:.2f} %", flush=True)
 

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly for a reason that the user can act on."""
+"""The ways in which a command ends badly for a reason that the user can act on."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class RunFailure(RuntimeError):
     """Work that was asked for properly could not be done; the commands exit with 1."""
+
+
+class FolderInUse(UserError):
+    """Another process writes into the folder."""

@@ -1,9 +1,37 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process at a time writes."""
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fedcunet.errors import FolderInUse
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for `folder` out of it, until the block or the process ends.
+
+    Args:
+        folder: made if it is not there; nothing is written into it.
+
+    Raises:
+        FolderInUse: it is held already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(f"{folder}: another process is at work there") from None
+        except OSError:  # a network drive that knows no locks: it was asked for in vain
+            pass
+        yield
+    finally:
+        os.close(handle)  # and with it goes the lock
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[Path], None]) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
-from fedcunet.files import write_atomically
+from fedcunet.files import held, write_atomically
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.saved import Saved, read_saved, write_saved
 from fedcunet.terms import TEST
@@ -51,14 +51,20 @@ class RunRecorder:
         resume: go on with the run that the folder holds, after the last round that was saved.
 
     Raises:
-        UserError: if the folder holds something already, or a run of another setting.
+        UserError: if the folder holds something already or a run of another setting, or if another
+            process writes there.
     """
 
     def __init__(self, folder: Path, config: RunConfig, *, resume: bool = False) -> None:
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
             raise UserError(f"run folder {folder}: expected an empty or new folder, found files")
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        with ExitStack() as stack:
+            stack.enter_context(held(folder))
+            self._open(config, resume)
+            self._held = stack.pop_all()
+
+    def _open(self, config: RunConfig, resume: bool) -> None:
         self.saved = self._read_saved(config) if resume else {}
         self.totals: Counter[str] = Counter()
         self.replies: Counter[str] = Counter()
@@ -73,14 +79,14 @@ class RunRecorder:
         self.seconds_before = 0.0  # of a run that goes on, up to its last save
         self._begin = time.perf_counter()
         self._config = config
-        with known_state(folder):
+        with known_state(self.folder):
             self._restore()
         last_round = self.saved["server"].facts["round"] if self.saved else 0
         self._tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=last_round + 1 if resume else None
+            str(self.folder / "tensorboard"), purge_step=last_round + 1 if resume else None
         )
         text = tomli_w.dumps(config.nested())
-        write_atomically(folder / "config.toml", text)
+        write_atomically(self.folder / "config.toml", text)
 
     def round(
         self,
@@ -251,8 +257,9 @@ class RunRecorder:
         write_atomically(self.folder / "summary.json", text)
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
+        """Ends the TensorBoard file and leaves the folder to others."""
         self._tensorboard.close()  # type: ignore[no-untyped-call]
+        self._held.close()
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:

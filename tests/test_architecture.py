@@ -14,7 +14,7 @@ APPLICATIONS = ("server", "clients", "simulations", "reports")
 ALLOWED = {
     "errors": set(),
     "environment": set(),
-    "files": set(),
+    "files": {"errors"},
     "processes": set(),
     "bits": {"errors"},
     "models": {"errors"},

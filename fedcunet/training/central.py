@@ -14,7 +14,7 @@ from torch import nn
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet
 from fedcunet.errors import UserError
-from fedcunet.files import write_atomically
+from fedcunet.files import held, write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.distributed import Team
 from fedcunet.training.evaluation import Evaluation, evaluate
@@ -86,7 +86,8 @@ def train_network(
         team: the processes that train together; the first of them evaluates and writes.
 
     Raises:
-        UserError: if there is nothing to resume, or a training is there and `resume` is not set.
+        UserError: if there is nothing to resume, a training is there and `resume` is not set, or
+            another process trains there.
     """
     crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
     torch.set_num_threads(config.training.threads)
@@ -104,13 +105,13 @@ def train_network(
         _load_optimizer(optimizer_path(out, first_epoch - 1), model, optimizer)
     num_images = len(crops) if team is None else team.share_size(len(crops))
     steps = len(batches(range(num_images), training.batch_size))  # of an epoch
-    if team is None or not team.rank:
-        _cut_history(out / HISTORY, first_epoch - 1)
     if first_epoch > training.epochs:
         return model
     with ExitStack() as stack:
         log = TrainingLog(None)
         if team is None or not team.rank:
+            stack.enter_context(held(out))
+            _cut_history(out / HISTORY, first_epoch - 1)
             steps_done = (first_epoch - 1) * steps
             log = stack.enter_context(open_training_log(out / TENSORBOARD, steps_done=steps_done))
         for epoch in range(first_epoch, training.epochs + 1):

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedcunet.client_evaluation import ClientEvaluation, ClientScore
 from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
 from fedcunet.replies import RoundLine
 from fedcunet.saved import Saved
 from server.recorder import RunRecorder
@@ -80,3 +82,16 @@ def test_a_round_that_is_done_again_has_one_point_in_tensorboard_and_time_goes_o
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("bytes/up")] == [1, 2]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_is_still_at_work_is_not_resumed(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.save({"server": Saved(facts={"round": 1})})
+    with pytest.raises(UserError, match="another process is at work there"):
+        RunRecorder(tmp_path, RunConfig(), resume=True)
+    recorder.round(line(2), [], None, None)
+    assert (tmp_path / "metrics.jsonl").exists()
+    recorder.close()
+    with pytest.raises(UserError, match="expected seed = 0 as the run was begun with, found 1"):
+        RunRecorder(tmp_path, RunConfig(seed=1), resume=True)
+    RunRecorder(tmp_path, RunConfig(), resume=True).close()  # the refused one has left it

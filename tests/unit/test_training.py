@@ -13,6 +13,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
+from fedcunet.files import held
 from fedcunet.quant.layers import quantised_weights
 from fedcunet.training.central import BEST, HISTORY, LAST, optimizer_path, train_network
 from fedcunet.training.checkpoint import (
@@ -320,3 +321,14 @@ def test_an_earlier_training_is_not_overwritten(faces: Path, tmp_path: Path) -> 
             tmp_path,
             resume=True,
         )
+
+
+def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="another process is at work there"):
+        central(faces, tmp_path, epochs=1)
+    assert not (tmp_path / LAST).exists()
+    central(faces, tmp_path, epochs=1)
+    with held(tmp_path), pytest.raises(UserError, match="another process is at work there"):
+        central(faces, tmp_path, epochs=2, resume=True)
+    with held(tmp_path):  # the training has left it
+        pass
