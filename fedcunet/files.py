@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedcunet.errors import FolderInUse
@@ -15,11 +15,12 @@ def held(folder: Path) -> Iterator[None]:
     """Keeps other processes that ask for `folder` out of it, until the block or the process ends.
 
     Args:
-        folder: made if it is not there; nothing is written into it.
+        folder: made if it is not there, and taken away again if nothing came into it.
 
     Raises:
         FolderInUse: it is held already.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -31,6 +32,9 @@ def held(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
+        if is_new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
         os.close(handle)  # and with it goes the lock
 
 

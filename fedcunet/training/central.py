@@ -89,28 +89,31 @@ def train_network(
         UserError: if there is nothing to resume, a training is there and `resume` is not set, or
             another process trains there.
     """
-    crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
-    torch.set_num_threads(config.training.threads)
-    model = build_network(config, train_set.scheme.num_landmarks)
-    first_epoch, best = 1, None
-    if resume:
-        first_epoch, best = _resume(out, model, config)
-    elif (out / LAST).exists():
-        raise UserError(f"{out}: holds a training already; go on with --resume, or name another")
-    to_device(model, device)
-    trained = model if team is None else team.replica(model)
-    training = config.training
-    optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
-    if resume:
-        _load_optimizer(optimizer_path(out, first_epoch - 1), model, optimizer)
-    num_images = len(crops) if team is None else team.share_size(len(crops))
-    steps = len(batches(range(num_images), training.batch_size))  # of an epoch
-    if first_epoch > training.epochs:
-        return model
     with ExitStack() as stack:
-        log = TrainingLog(None)
         if team is None or not team.rank:
             stack.enter_context(held(out))
+        crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
+        torch.set_num_threads(config.training.threads)
+        model = build_network(config, train_set.scheme.num_landmarks)
+        first_epoch, best = 1, None
+        if resume:
+            first_epoch, best = _resume(out, model, config)
+        elif (out / LAST).exists():
+            raise UserError(
+                f"{out}: holds a training already; go on with --resume, or name another"
+            )
+        to_device(model, device)
+        trained = model if team is None else team.replica(model)
+        training = config.training
+        optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
+        if resume:
+            _load_optimizer(optimizer_path(out, first_epoch - 1), model, optimizer)
+        num_images = len(crops) if team is None else team.share_size(len(crops))
+        steps = len(batches(range(num_images), training.batch_size))  # of an epoch
+        if first_epoch > training.epochs:
+            return model
+        log = TrainingLog(None)
+        if team is None or not team.rank:
             _cut_history(out / HISTORY, first_epoch - 1)
             steps_done = (first_epoch - 1) * steps
             log = stack.enter_context(open_training_log(out / TENSORBOARD, steps_done=steps_done))
@@ -161,7 +164,7 @@ def train_network(
             _remove_optimizers(out, epoch)
             if on_epoch is not None:
                 on_epoch(done)
-    return model
+        return model
 
 
 def optimizer_path(out: Path, epoch: int) -> Path:

@@ -332,3 +332,6 @@ def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -
         central(faces, tmp_path, epochs=2, resume=True)
     with held(tmp_path):  # the training has left it
         pass
+    with pytest.raises(UserError, match="not found"):
+        central(faces, tmp_path / "new", epochs=1, resume=True)
+    assert not (tmp_path / "new").exists()
