@@ -187,8 +187,11 @@ def _team(
 ) -> AbstractContextManager[Team | None]:
     """The team of this process, or none. Raises UserError where options contradict each other."""
     if not distributed:
-        if exchange != "float32":
-            raise UserError(f"--exchange {exchange}: expected --distributed beside it")
+        if (exchange, exchange_bits) != ("float32", 32):
+            raise UserError(
+                f"--exchange {exchange} --exchange-bits {exchange_bits:g}: expected --distributed "
+                "beside it"
+            )
         return nullcontext()
     if device != "cpu":
         raise UserError(f"--device {device}: torchrun's processes find their devices themselves")

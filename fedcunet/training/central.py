@@ -36,7 +36,8 @@ LAST, BEST, HISTORY, TENSORBOARD = (
     "history.jsonl",
     "tensorboard",
 )
-_OPTIMIZER = "optimizer-{epoch}.safetensors"
+# Of an epoch: the optimiser's state, and of each process of a team what coding its gradients lost.
+_OPTIMIZER, _LOST = "optimizer-{epoch}.safetensors", "lost-{epoch}-{rank}.safetensors"
 
 # What a training that is resumed may set anew: its length, and what changes no result.
 MAY_CHANGE = ("training.epochs", "data.cache-bytes", "data.cache-dir", "data.disk-cache-bytes")
@@ -97,7 +98,7 @@ def train_network(
         model = build_network(config, train_set.scheme.num_landmarks)
         first_epoch, best = 1, None
         if resume:
-            first_epoch, best = _resume(out, model, config)
+            first_epoch, best = _resume(out, model, config, team)
         elif (out / LAST).exists():
             raise UserError(
                 f"{out}: holds a training already; go on with --resume, or name another"
@@ -140,6 +141,7 @@ def train_network(
             if team is not None:
                 result = team.together(result)
                 team.average_statistics(model)
+                _save_lost(out, epoch, model, team)
                 if team.rank:
                     continue  # the first process evaluates and writes
             evaluation = evaluate(model, test_set, test_crops, flip_test=config.data.flip_test)
@@ -148,6 +150,7 @@ def train_network(
             is_best = best is None or merit > best
             best = merit if best is None else max(best, merit)
             facts = {"epoch": str(epoch), "percent": repr(evaluation.percent), "best": repr(best)}
+            facts |= {} if team is None else team.facts()
             if is_best:
                 save_checkpoint(out / BEST, model, config, train_set.scheme, facts)
             _save_optimizer(optimizer_path(out, epoch), model, optimizer)
@@ -161,7 +164,7 @@ def train_network(
             )
             _record(out / HISTORY, log, epoch * steps, done, team)
             save_checkpoint(out / LAST, model, config, train_set.scheme, facts)  # the epoch is done
-            _remove_optimizers(out, epoch)
+            _remove_states(out, epoch)
             if on_epoch is not None:
                 on_epoch(done)
         return model
@@ -185,7 +188,9 @@ def _step_reporter(
     return report
 
 
-def _resume(out: Path, model: nn.Module, config: RunConfig) -> tuple[int, float | None]:
+def _resume(
+    out: Path, model: nn.Module, config: RunConfig, team: Team | None
+) -> tuple[int, float | None]:
     """Loads the last checkpoint into `model`; returns the next epoch and the best merit so far."""
     checkpoint = load_checkpoint(out / LAST)
     before, now = checkpoint.config.flat(), config.flat()
@@ -195,7 +200,24 @@ def _resume(out: Path, model: nn.Module, config: RunConfig) -> tuple[int, float 
     if not {"epoch", "best"} <= checkpoint.facts.keys():
         raise UserError(f"{out / LAST}: expected the checkpoint of a training, found another one")
     model.load_state_dict(checkpoint.model.state_dict())
-    return int(checkpoint.facts["epoch"]) + 1, float(checkpoint.facts["best"])
+    epoch, best = int(checkpoint.facts["epoch"]), float(checkpoint.facts["best"])
+    exchange = checkpoint.facts.get("exchange", "none")
+    wanted = "none" if team is None else team.facts()["exchange"]
+    if exchange != wanted:
+        raise UserError(
+            f"{out / LAST}: expected the exchange it was trained with, {exchange}, found {wanted}"
+        )
+    if team is not None:
+        path = out / _LOST.format(epoch=epoch, rank=team.rank)
+        team.restore(model, checkpoint.facts, _tensors(path) if team.keeps_lost else {})
+    return epoch + 1, best
+
+
+def _save_lost(out: Path, epoch: int, model: nn.Module, team: Team) -> None:
+    if team.keeps_lost:
+        path = out / _LOST.format(epoch=epoch, rank=team.rank)
+        write_atomically(path, lambda temporary: save_file(team.lost(model), temporary))
+        team.wait()
 
 
 def _save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -210,25 +232,32 @@ def _save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = dict(model.named_parameters())
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    for name, value in tensors.items():
+    fused = bool(optimizer.defaults.get("fused"))  # steps are counted where the parameters lie
+    for name, value in _tensors(path).items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
         # The state lies as the parameter does, or the next step's sums come out otherwise.
         if value.shape == parameter.shape and value.dim() == 4:
             value = value.to(memory_format=torch.channels_last)
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        stays = key == "step" and not fused
+        optimizer.state[parameter][key] = value if stays else value.to(parameter.device)
 
 
-def _remove_optimizers(out: Path, epoch: int) -> None:
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+
+
+def _remove_states(out: Path, epoch: int) -> None:
     """Removes the states of other epochs than the last."""
-    for path in out.glob(_OPTIMIZER.format(epoch="*")):
-        if path != optimizer_path(out, epoch):
-            path.unlink()
+    kept = {optimizer_path(out, epoch), *out.glob(_LOST.format(epoch=epoch, rank="*"))}
+    for name in (_OPTIMIZER.format(epoch="*"), _LOST.format(epoch="*", rank="*")):
+        for path in out.glob(name):
+            if path not in kept:
+                path.unlink()
 
 
 def _cut_history(path: Path, epochs_done: int) -> None:

@@ -12,7 +12,8 @@ N parameters of a bucket, R processes, P bytes of a payload.
 
 import dataclasses
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -81,9 +82,36 @@ class Team:
         self._fine = {parameter: fine[name] for name, parameter in model.named_parameters()}
         on_gpu = self.device.startswith("cuda")
         devices = [torch.device(self.device)] if on_gpu else None
-        replica = Replica(model, device_ids=devices, forward_sync_buffers=False)
+        # Buckets would be made anew after the first step, of a training that is resumed too, and
+        # its sums come out otherwise, but for networks of which a part may be unused. None is.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        replica = Replica(
+            model, device_ids=devices, forward_sync_buffers=False, find_unused_parameters=True
+        )
         replica.register_comm_hook(self, exchange)
         return replica
+
+    def facts(self) -> dict[str, str]:
+        """How gradients are exchanged, and how far: what a training that is resumed keeps to."""
+        codec = f"{self.update.codec} at {self.update.bits:g} bits"
+        return {
+            "exchange": f"{codec} by {self.size} processes",
+            "steps": str(self.num_steps),
+            "bytes_sent": str(self.bytes_sent),
+        }
+
+    def lost(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """By parameter what coding lost and this process's next gradient gets."""
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return {names[parameter]: value for parameter, value in self._residual.items()}  # type: ignore[index]
+
+    def restore(
+        self, model: nn.Module, facts: Mapping[str, str], lost: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Goes on from the facts and from what this process lost in a training that was stopped."""
+        self.num_steps, self.bytes_sent = int(facts["steps"]), int(facts["bytes_sent"])
+        parameters = dict(model.named_parameters())
+        self._residual = {parameters[name]: value for name, value in lost.items()}
 
     def share_size(self, num_images: int) -> int:
         """How many of the images a process trains on in an epoch.
@@ -121,8 +149,13 @@ class Team:
         )
 
     @property
-    def _feedback(self) -> bool:
-        return self.update.error_feedback == "on"
+    def keeps_lost(self) -> bool:
+        """Whether what coding loses is added to the next gradient."""
+        return self.update.error_feedback == "on" and self.update.codec != "float32"
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        dist.barrier()
 
     def bytes_per_step(self) -> float:
         """What a process sends for the gradients of one step."""
@@ -166,13 +199,13 @@ class Team:
             run_seed=self.seed,
             round=self.num_steps % MAX_STEP,
             sender=rank,
-            codec=self.update.codec_with(feedback=self._feedback),
+            codec=self.update.codec_with(feedback=self.keeps_lost),
             bits=self.update.bits,
             fine_bits=self.update.fine_bits,
         )
 
     def _layout(self, parameters: list[torch.Tensor]) -> Layout:
-        """The parameters of a bucket in its order; DDP makes new buckets after the first step."""
+        """The parameters of a bucket in its order."""
         key = tuple(map(id, parameters))
         if key not in self._layouts:
             self._layouts[key] = Layout(
@@ -187,7 +220,7 @@ class Team:
         return torch.cat(list(kept))
 
     def _keep(self, parameters: list[torch.Tensor], lost_N: torch.Tensor) -> None:
-        if self._feedback:
+        if self.keeps_lost:
             parts = torch.split(lost_N, [parameter.numel() for parameter in parameters])
             self._residual.update(zip(parameters, parts, strict=True))
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,18 @@ import torch.distributed as dist
 from torch import nn
 
 from fedcunet.config import RunConfig, UpdateConfig
+from fedcunet.data import load
 from fedcunet.errors import UserError
 from fedcunet.expected import OVERHEAD_BYTES, Expected
 from fedcunet.layout import Layout
+from fedcunet.training.central import train_network
+from fedcunet.training.checkpoint import tensors_sha256
 from fedcunet.training.distributed import Team, team_of_torchrun
 from fedcunet.training.network import build_network, network_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGN = UpdateConfig(codec="sign", bits=1, error_feedback="on")
+FLOAT32 = UpdateConfig(codec="float32", bits=32, error_feedback="off")
 
 
 @pytest.fixture
@@ -50,6 +54,43 @@ def test_what_coding_loses_is_added_to_later_gradients(alone: None, seed: int) -
     # In another bucket the same parameters find what they lost.
     swapped_N = team._residual_of(parameters[::-1])
     torch.testing.assert_close(swapped_N, torch.cat([left_N[15:], left_N[:15]]))
+
+
+CENTRAL = RunConfig().replace(
+    model__unets=1,
+    model__order=0,
+    training__batch_size=2,
+    training__learning_rate=1e-3,
+    training__schedule="constant",
+    data__disk_cache_bytes=0,
+)
+
+
+@pytest.mark.parametrize("update", [SIGN, FLOAT32], ids=lambda update: str(update.codec))
+def test_a_resumed_training_goes_on_with_what_coding_lost_and_with_its_exchange(
+    alone: None, make_300w: Callable[..., Path], tmp_path: Path, update: UpdateConfig
+) -> None:
+    images = {"helen/trainset": range(4), "helen/testset": range(10, 12)}
+    root = make_300w({name: [f"{n}_1.jpg" for n in numbers] for name, numbers in images.items()})
+    sets = [load("300w", root, subset) for subset in ("train", "test")]
+
+    def central(
+        out: str, epochs: int, resume: bool = False, update: UpdateConfig = update
+    ) -> tuple[str, int]:
+        team = Team(rank=0, size=1, device="cpu", update=update, seed=0)
+        config = CENTRAL.replace(training__epochs=epochs)
+        model = train_network(config, *sets, tmp_path / out, resume=resume, team=team)
+        return tensors_sha256(model), team.num_steps
+
+    whole = central("whole", 2)
+    central("parts", 1)
+    with pytest.raises(UserError, match=f"trained with, {update.codec} at .* found linear-nearest"):
+        central("parts", 2, True, UpdateConfig(codec="linear-nearest", bits=8, error_feedback="on"))
+    with pytest.raises(UserError, match="found none"):
+        train_network(CENTRAL, *sets, tmp_path / "parts", resume=True)
+    assert central("parts", 2, True) == whole
+    lost = ["lost-2-0.safetensors"] if update is SIGN else []
+    assert [path.name for path in (tmp_path / "parts").glob("lost*")] == lost
 
 
 class _Crops(list[int]):

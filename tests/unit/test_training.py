@@ -271,7 +271,7 @@ def test_a_resumed_training_ends_as_one_that_was_never_stopped(
     assert (tmp_path / "parts" / BEST).exists()
 
 
-@pytest.mark.parametrize("step", ["_save_optimizer", "_record", "LAST", "_remove_optimizers"])
+@pytest.mark.parametrize("step", ["_save_optimizer", "_record", "LAST", "_remove_states"])
 def test_a_training_killed_between_its_files_goes_on_as_if_it_never_was(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -292,9 +292,9 @@ def test_a_training_killed_between_its_files_goes_on_as_if_it_never_was(
         with pytest.raises(KeyboardInterrupt):
             central(faces, tmp_path / "parts", epochs=2, resume=True)
     # Killed before the last step the epoch is done already, so one epoch more is asked for.
-    if step == "_remove_optimizers":
+    if step == "_remove_states":
         whole = central(faces, tmp_path / "whole", epochs=3, resume=True)
-    epochs = 3 if step == "_remove_optimizers" else 2
+    epochs = 3 if step == "_remove_states" else 2
     assert central(faces, tmp_path / "parts", epochs=epochs, resume=True) == whole
     lines = (tmp_path / "parts" / HISTORY).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epochs + 1))
