@@ -37,6 +37,9 @@ FORMS: tuple[Form, ...] = ("unbiased", "wiener", "even")
 SCALAR_ERROR, TRELLIS_ERROR = 1 / 12, 0.0648  # c: variance of the error for a step of 1
 _OCTAVE_PARTS = 8
 _MAX_OCTAVES = 511  # of the steps of `even`, in eighths
+# Of the greatest deviation: what is weaker still counts as this, or the steps of `even`, of which
+# the least has to be coarse enough for the strongest tensor, would not reach that far.
+_LEAST_DEVIATION = 2.0**-60
 _FACTOR_STEPS = 16  # a factor of the prediction is a multiple of 1/16, below 2
 _FACTOR_BITS = 5
 _THINNED_CLASS = 14  # of the tensors of which only a share is coded, and of the least others
@@ -214,10 +217,12 @@ class Statistics:
         root_mean = reduce_segments(np.add, np.sqrt(magnitudes, out=magnitudes), lengths) / count
         square = root_mean * root_mean
         ratio = square / np.where(mean > 0, mean, 1)
+        deviations = square / GAUSSIAN_ROOT_MEAN**2
+        least = deviations.max(initial=0) * _LEAST_DEVIATION
         return cls(
             exponent=exponent,
             lengths=lengths,
-            deviations=square / GAUSSIAN_ROOT_MEAN**2,
+            deviations=np.where(deviations > 0, np.maximum(deviations, least), 0),
             roots=np.sqrt(mean_square),
             shapes=recognised_shapes(ratio),
             factors=factors,

@@ -117,7 +117,9 @@ class TrellisCodec:
         lengths = segment_lengths(length, segments)
         if not length:
             return np.empty(0, dtype=np.float32)
-        return decode_body(body, lengths, seed, self.form, reference)
+        budget = bits * length
+        least = int(min(_most_lanes(length, budget), budget / _BITS_PER_EMPTY_LANE, MAX_LANES))
+        return decode_body(body, lengths, seed, self.form, reference, least)
 
     def noise(
         self,
@@ -136,6 +138,12 @@ class TrellisCodec:
         factors = head.tensors.factor_values()
         energies = tensor_energies(decoded, lengths, factors, reference)
         return head.tensors.noise(head.scale, self.form, head.num_states, lengths, energies)
+
+
+def _most_lanes(num_values: int, budget: float) -> float:
+    """As many lanes as values can use and bits can pay for."""
+    some = min(_SOME_LANES, num_values / _VALUES_PER_SOME_LANES)
+    return min(budget / _BITS_PER_LANE, max(some, num_values / _VALUES_PER_LANE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +182,8 @@ class _Job:
         self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
         self._tolerance = max(_TOLERANCE * budget, _TOLERATED_BITS)
         self._tail_bits = self._predicted(self._scale_for(budget), 1 / TAIL)
-        some = min(_SOME_LANES, values.size / _VALUES_PER_SOME_LANES)
-        most = min(budget / _BITS_PER_LANE, max(some, values.size / _VALUES_PER_LANE))
         filled = self._tail_bits / 16 + budget / _BITS_PER_EMPTY_LANE
+        most = _most_lanes(values.size, budget)
         self._num_lanes = int(np.clip(min(most, filled), 1, MAX_LANES))
 
     def best_body(self, most: int) -> bytes:

@@ -167,10 +167,20 @@ class Head:
 
 
 def decode_body(
-    body: bytes, lengths: np.ndarray, seed: bytes, form: Form, reference: np.ndarray | None
+    body: bytes,
+    lengths: np.ndarray,
+    seed: bytes,
+    form: Form,
+    reference: np.ndarray | None,
+    least_lanes: int,
 ) -> np.ndarray:
-    """The vector (float32) of a body; ValueError for one that no encoder makes."""
+    """The vector (float32) of a body; ValueError for one that no encoder makes.
+
+    Fewer lanes than `least_lanes` are refused: decoding would take many times as long.
+    """
     head = Head.of(body, lengths, form, reference is not None)
+    if head.num_lanes < least_lanes:
+        raise ValueError(f"{head.num_lanes} lanes, expected {least_lanes} or more")
     tensors = head.tensors
     counts, kept = kept_values(lengths, tensors.shares(form), seed)
     plan = plan_of(tensors, counts, head.scale, form, head.num_states)

@@ -107,11 +107,20 @@ def quantise_gradient(
         peak = gradient_BCHW.abs().amax(dim=(2, 3), keepdim=True)
     else:
         peak = gradient_BCHW.abs().amax()
-    step = covering_scale(peak, bits) * sigma(bits)
+    step = gradient_step(peak, bits)
     # floor(g / step + u) with u = (i + 0.5) / 256, in as few passes over memory as there may be.
     scaled_BCHW = _random_bytes(gradient_BCHW, generator).add_(0.5)
     scaled_BCHW.addcmul_(gradient_BCHW, 256 / step)
     return scaled_BCHW.mul_(1 / 256).floor_().mul_(step)
+
+
+def gradient_step(peak: Tensor, bits: int) -> Tensor:
+    """The step s * sigma of gradients of which `peak` is the largest, s as in `quantise_gradient`.
+
+    Where it would be so small that it has hardly an inverse it is 1: such gradients become 0.
+    """
+    step = covering_scale(peak, bits) * sigma(bits)
+    return torch.where(step < 2.0**-110, 1.0, step)
 
 
 def _random_bytes(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B batch, n samples of a chunk, C channels, H W the sides of a map, h w t
 import torch
 from torch import Tensor
 
-from fedcunet.bits import covering_scale, sigma
+from fedcunet.quant.functions import gradient_step
 from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.sources import FULL, Source, source_steps
@@ -192,7 +192,7 @@ class GradientQuantiser:
         """Quantises in place."""
         if self.bits == FULL:
             return gradient_nHWC
-        step = covering_scale(self._peak(gradient_nHWC), self.bits) * sigma(self.bits)
+        step = gradient_step(self._peak(gradient_nHWC), self.bits)
         self.rounding.scale_and_round_(gradient_nHWC, step.reciprocal(), workspace)
         return gradient_nHWC.mul_(step)
 

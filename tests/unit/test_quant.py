@@ -14,6 +14,9 @@ from fedcunet.quant.functions import (
     ternarise,
 )
 from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
+from fedcunet.quant.outputs import GradientQuantiser
+from fedcunet.quant.rounding import Rounding
+from fedcunet.quant.workspace import Workspace
 
 SPEC_818 = QuantSpec(input_bits=8, weight_bits=1, gradient_bits=8, alpha=True)
 
@@ -91,6 +94,23 @@ def test_gradient_rounding_depends_on_the_generator_alone() -> None:
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("largest", [1e-33, 1e-37, 1e-45])
+@pytest.mark.parametrize("bits", [2, 8, 16])
+def test_gradients_of_next_to_nothing_stay_finite(largest: float, bits: int) -> None:
+    gradient = torch.zeros(1, 2, 4, 4)
+    gradient[0, 0, 1, 2] = largest
+    gradient[0, 1] = 1.0
+    rounding = torch.Generator().manual_seed(1)
+    found = quantise_gradient(gradient, bits, per_channel=True, generator=rounding)
+    assert found.isfinite().all()
+    assert found[0, 0].abs().max() < 1e-30
+    torch.testing.assert_close(found[0, 1], gradient[0, 1], atol=1.0, rtol=0)
+    quantise = GradientQuantiser(bits, Rounding())
+    step = quantise(gradient.movedim(1, 3).contiguous(), Workspace(torch.zeros(1)))
+    assert step.isfinite().all()
+    assert step[..., 0].abs().max() < 1e-30
 
 
 def test_all_convolutions_but_the_first_and_the_heads_are_quantised() -> None:

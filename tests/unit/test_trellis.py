@@ -206,6 +206,39 @@ def test_weak_last_tensors_do_not_spoil_the_budget(factor: float) -> None:
     assert lanes < more == 2**18 // 1024
 
 
+@pytest.mark.parametrize("name", ["trellis", "trellis-even", "trellis-wiener"])
+@pytest.mark.parametrize("few", [1e-10, 1e-15, 1e-20, 1e-30])
+def test_a_tensor_of_next_to_nothing_does_not_spoil_the_others(name: str, few: float) -> None:
+    vector, lengths = gaussian(768) * np.float32(1e3), (256, 256, 256)
+    vector[256:512] *= np.float32(1e-3)
+    vector[512:] = 0
+    vector[519] = few
+    body = CODECS[name].encode(vector, bits=4, seed=SEED, segments=lengths)
+    terms = {"length": 768, "bits": 4, "seed": SEED, "segments": lengths}
+    error = np.square(CODECS[name].decode(body, **terms) - vector).reshape(3, -1).sum(axis=1)
+    assert 3.5 < 8 * len(body) / 768 < 4.5
+    assert error[0] < 0.03 * energy(vector[:256])
+    assert error[2] < 1e-6 * energy(vector)
+    if name == "trellis-even":
+        assert error[1] < 0.03 * energy(vector[256:512])
+
+
+def test_lanes_so_few_that_decoding_would_take_long_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vector, codec = gaussian(40_000), CODECS["trellis"]
+    terms = {"length": 40_000, "bits": 1, "seed": SEED}
+    weak = vector.copy()
+    weak[-2000:] *= np.float32(1e-6)  # leaves the lanes little to carry: as few as there may be
+    codec.decode(codec.encode(weak, bits=1, seed=SEED, segments=(38_000, 2000)), **terms,
+                 segments=(38_000, 2000))  # fmt: skip
+    monkeypatch.setattr("fedcunet.codecs.trellis.MAX_LANES", 3)
+    body = codec.encode(vector, bits=1, seed=SEED)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="3 lanes, expected 4 or more"):
+        codec.decode(body, **terms)
+
+
 def test_states_of_lanes_of_every_size_take_few_words() -> None:
     state = np.array([2**16, 2**17 - 1, 2**31, 2**32 - 1, *(3 << np.arange(16, 30))])
     words = _state_words(state)
