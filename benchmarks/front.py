@@ -121,21 +121,26 @@ def results(out: Path) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Mean final error against megabytes up and down, a point a way."""
+    """Final error over float32's of the same seeds against megabytes, a point a way."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     families = (("float32", "k", "D"), ("EDEN", "tab:orange", "s"), ("trellis", "tab:blue", "o"))
     for family, colour, marker in families:
-        for row in (row for row in rows if row["way"].startswith(family)):
-            total = (row["bytes_up"] + row["bytes_down"]) / 1e6
-            axes.plot(total, row["mean_percent"], marker, color=colour)
+        for row in (one for one in rows if one["way"].startswith(family) and "over_float32" in one):
+            total, over = (row["bytes_up"] + row["bytes_down"]) / 1e6, row["over_float32"]
+            axes.errorbar(
+                total, over, yerr=row["standard_error"], fmt=marker, color=colour, capsize=3
+            )
             axes.annotate(
-                row["way"], (total, row["mean_percent"]), xytext=(5, 4), textcoords="offset points",
-                fontsize=7,
+                f"{row['way']} ({len(row['seeds'])})", (total, over), xytext=(6, 4),
+                textcoords="offset points", fontsize=7,
             )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks([-0.5, 0, 0.5, 1, 2, 5], ["-0.5", "0", "0.5", "1", "2", "5"])
     axes.set_xlabel("MB up and down, all clients and rounds, everything counted")
-    axes.set_ylabel("final error, %")
+    axes.set_ylabel("final error over float32's of the same seeds, percentage points")
+    axes.set_title("in brackets: seeds; bars: standard errors", fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
