@@ -2,7 +2,6 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
-import json
 import secrets
 import shutil
 import time
@@ -46,7 +45,7 @@ from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from server import deployment
 from server.folder import folder_of_environment
-from server.recorder import RunRecorder, check_setting, known_state
+from server.recorder import RunRecorder, finished, known_state
 from server.run_folders import RUNS_DIR
 
 app = ServerApp()
@@ -122,6 +121,9 @@ def serve(
     """
     begin = time.perf_counter()
     if resume and (done := finished(out, config)) is not None:
+        display.end(done)
+        if not done["rounds_committed"]:
+            raise RunFailure(f"run {out}: no round was committed; see its clients.jsonl")
         return done
     check_accountant(config.privacy)
     test_data = TestData.load(config)
@@ -165,15 +167,6 @@ def serve(
     shutil.rmtree(Path(config.federation.state_dir) / server.token, ignore_errors=True)
     if not summary["rounds_committed"]:
         raise RunFailure(f"run {out}: no round was committed; {run.first_problem}")
-    return summary
-
-
-def finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run folder that is complete; None if there is something left to do."""
-    if not (out / "summary.json").exists():
-        return None
-    check_setting(out, config)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return summary
 
 

@@ -9,12 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from clients.keys import check_key, fingerprint, make_key
+from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import free_port, host_and_port
-from server import running
-from server.app import NoDisplay
+from server import deployment, running
+from server.app import NoDisplay, serve
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
 from server.journal import JournalDisplay, JournalReader
@@ -218,6 +220,32 @@ def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
     follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
     with pytest.raises(RunFailure, match=r"finished:failed, no heartbeat; --resume goes on"):
         follower.follow()
+
+
+class NobodyThere:
+    def get_node_ids(self) -> list[int]:
+        raise AssertionError("nobody is waited for")
+
+
+def test_a_run_that_has_ended_is_shown_again_without_waiting_for_nodes(tmp_path: Path) -> None:
+    folder, out, config = ServerFolder(tmp_path / "server"), tmp_path / "run", RunConfig()
+    folder.make()
+    folder.write_address(Address(fleet="a:1", control="a:2", health="a:3", authority=None, pid=1))
+    folder.write_request(7, Request(out=out, name="x", wait_seconds=60, resume=True))
+    out.mkdir()
+    (out / "config.toml").write_text(tomli_w.dumps(config.nested()))
+    for committed in (3, 0):
+        summary = {"name": "x", "rounds_committed": committed}
+        (out / "summary.json").write_text(json.dumps(summary))
+        words = JournalReader(folder.progress(7))
+        words.news()
+        if committed:
+            deployment.run(serve, NobodyThere(), config, folder, 7)
+            assert words.news() == [["end", summary]]
+        else:
+            with pytest.raises(RunFailure, match="no round was committed"):
+                deployment.run(serve, NobodyThere(), config, folder, 7)
+            assert [what for what, *_ in words.news()] == ["end", "fail"]
 
 
 def test_a_journal_is_read_line_by_line_while_it_grows(tmp_path: Path) -> None:
