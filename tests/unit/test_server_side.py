@@ -6,7 +6,9 @@ import socket
 import ssl
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import tomli_w
@@ -14,8 +16,9 @@ import tomli_w
 from clients.keys import check_key, fingerprint, make_key
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.files import held
 from fedcunet.processes import free_port, host_and_port
-from server import deployment, running
+from server import admission, deployment, running
 from server.app import NoDisplay, serve
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
@@ -220,6 +223,28 @@ def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
     follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
     with pytest.raises(RunFailure, match=r"finished:failed, no heartbeat; --resume goes on"):
         follower.follow()
+
+
+def test_two_who_admit_at_once_get_a_place_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    folder.make()
+    folder.write_address(Address(fleet="a:1", control="a:2", health="a:3", authority="/ca", pid=1))
+    first, second = (make_key(tmp_path / name, name) for name in ("first", "second"))
+    other = Thread(target=admission.admit, args=(folder, second, None, None))
+
+    def flwr(folder: ServerFolder, words: Sequence[str]) -> dict[str, int]:
+        if words[-1] == str(first):
+            other.start()
+            other.join(0.5)  # as long as Flower takes
+        return {"node-id": 11 if words[-1] == str(first) else 22}
+
+    monkeypatch.setattr(admission, "flwr", flwr)
+    with held(folder.path):  # a server is running
+        admission.admit(folder, first, None, None)
+        other.join()
+    assert client_ids(folder.path) == {11: 0, 22: 1}
 
 
 class NobodyThere:
