@@ -247,6 +247,27 @@ def test_two_who_admit_at_once_get_a_place_each(
     assert client_ids(folder.path) == {11: 0, 22: 1}
 
 
+def test_each_submission_has_a_setting_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    given: list[tuple[Path, int]] = []
+
+    def flwr(folder: ServerFolder, words: Sequence[str], more: Sequence[str]) -> dict[str, int]:
+        if not given:  # while Flower starts, before it reads the file
+            given.append((tmp_path, 0))
+            running.submit(folder, RunConfig(seed=2), request)
+        given.append((Path(more[-1]), RunConfig.from_toml(Path(more[-1])).seed))
+        return {"run-id": len(given)}
+
+    monkeypatch.setattr(running, "flwr", flwr)
+    request = Request(out=tmp_path / "run", name="x", wait_seconds=0)
+    folder.make()
+    running.submit(folder, RunConfig(seed=1), request)
+    assert [seed for _, seed in given[1:]] == [2, 1]
+    assert not any(path.exists() for path, _ in given[1:])
+
+
 class NobodyThere:
     def get_node_ids(self) -> list[int]:
         raise AssertionError("nobody is waited for")
