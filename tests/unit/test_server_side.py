@@ -247,6 +247,23 @@ def test_two_who_admit_at_once_get_a_place_each(
     assert client_ids(folder.path) == {11: 0, 22: 1}
 
 
+def test_a_second_server_of_a_folder_is_refused_and_the_first_ones_address_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.superlink.flower_command", lambda name: "/bin/false")
+    second = superlink(tmp_path)
+    second.folder.make()
+    address = Address(fleet="a:1", control="a:2", health="a:3", authority=None, pid=1)
+    second.folder.write_address(address)
+    with (
+        held(second.folder.path),
+        pytest.raises(UserError, match="server: another process is at work there"),
+        second.running(),
+    ):
+        pass
+    assert second.folder.address() == address
+
+
 def test_each_submission_has_a_setting_file_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
