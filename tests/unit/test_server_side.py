@@ -33,6 +33,7 @@ from server.nodes import (
     with_node,
     write_nodes,
 )
+from server.run_folders import chosen_folder
 from server.superlink import Superlink
 
 
@@ -283,6 +284,24 @@ def test_each_submission_has_a_setting_file_of_its_own(
     running.submit(folder, RunConfig(seed=1), request)
     assert [seed for _, seed in given[1:]] == [2, 1]
     assert not any(path.exists() for path, _ in given[1:])
+
+
+def test_the_latest_run_of_a_name_is_resumed_and_nothing_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Path(".fedcunet/runs")
+    assert chosen_folder(None, "net", resume=False) == runs / "net"
+    for name in ("net", "net-3", "net-10", "net-wide", "network-20"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.toml").touch()
+    assert chosen_folder(None, "net", resume=True) == runs / "net-10"
+    assert chosen_folder(None, "net", resume=False) == runs / "net-11"
+    assert chosen_folder(runs / "net-3", "net", resume=True) == runs / "net-3"
+    (tmp_path / "empty").mkdir()
+    for out in (None, tmp_path / "misspelt", tmp_path / "empty"):
+        with pytest.raises(UserError, match="expected a run to resume, found none"):
+            chosen_folder(out, "other", resume=True)
 
 
 class NobodyThere:

@@ -47,6 +47,7 @@ WRONG = {
         "server run {s} --folder {r}/no --set federation.availability=true",
         "federation.availability: expected false outside of python -m simulations",
     ),
+    "nothing to resume": (f"{RUN} --resume", "expected a run to resume, found none"),
     "no run": ("simulations report {r}", "no run"),
 }
 
