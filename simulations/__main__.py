@@ -144,7 +144,8 @@ def compare(
     failures: list[str] = []
     faults: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
-        _engine(engine, num_workers, num_gpus, ray_address, configs[0]).session(configs, session)
+        largest = max(configs, key=lambda config: config.federation.clients)
+        _engine(engine, num_workers, num_gpus, ray_address, largest).session(configs, session)
         for name, config in zip(names, configs, strict=True):
             chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
             try:
