@@ -181,6 +181,17 @@ def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> 
     )
 
 
+def read_subsets(config: RunConfig) -> tuple[AnnotationSet, AnnotationSet]:
+    """The setting's training and test subset. Raises UserError if one has no images."""
+    data = config.data
+    train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
+    test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
+    for found in (train_set, test_set):
+        if not found.annotations:
+            raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
+    return train_set, test_set
+
+
 @dataclass(kw_only=True, slots=True)
 class TestData:
     """The central test set, and what predicting the mean training shape achieves on it."""
@@ -194,13 +205,8 @@ class TestData:
     @classmethod
     def load(cls, config: RunConfig) -> "TestData":
         """Reads the setting's subsets. Raises UserError if one has no images."""
-        data = config.data
-        train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
-        test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
-        for found in (train_set, test_set):
-            if not found.annotations:
-                raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
-        train_crops, crops = (crops_of(data, found) for found in (train_set, test_set))
+        train_set, test_set = read_subsets(config)
+        train_crops, crops = (crops_of(config.data, found) for found in (train_set, test_set))
         baseline = evaluate_mean_shape(train_crops, test_set, crops)
         return cls(data=test_set, crops=crops, baseline=baseline)
 

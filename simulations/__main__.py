@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
-from fedcunet.data import DATASETS, load
+from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from fedcunet.partitioners import deal
@@ -22,7 +22,7 @@ from fedcunet.privacy import check_accountant
 from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
-from server.app import serve
+from server.app import read_subsets, serve
 from server.run_folders import chosen_folder
 from simulations.engine import Engine
 
@@ -162,7 +162,7 @@ def compare(
                         )
                     )
                     faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
-            except RunFailure as failure:  # the other settings are still worth running
+            except (RunFailure, UserError) as failure:  # the other settings are still worth running
                 failures.append(f"{name}: {failure}")
     _print_lines(faults)
     if not summaries:
@@ -211,15 +211,19 @@ def _configured(
         )
         .with_values(values or [])
     )
-    _check_clients(config)
+    _check(config)
     return config
 
 
-def _check_clients(config: RunConfig) -> None:
-    """Divides the images as the clients will. Raises UserError if they or the clients are few."""
-    data, federation = config.data, config.federation
-    annotations = load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations
-    deal(annotations, federation, num_clients=federation.clients, seed=config.seed)
+def _check(config: RunConfig) -> None:
+    """Reads both subsets and divides the images as the clients will.
+
+    Raises:
+        UserError: images or clients are few, or the setting is one that a run would refuse.
+    """
+    federation = config.federation
+    train_set, _ = read_subsets(config)
+    deal(train_set.annotations, federation, num_clients=federation.clients, seed=config.seed)
     check_breakdown(config, federation.clients)
     check_accountant(config.privacy)
 
