@@ -283,7 +283,13 @@ def finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     if not path.exists():
         return None
     check_setting(folder, config)
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(summary["rounds_committed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected the summary of a run, found {type(error).__name__}: {error}"
+        ) from None
     return summary
 
 

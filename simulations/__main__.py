@@ -180,9 +180,15 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, or folder of a comparison.")],
 ) -> None:
     """Writes report.html anew from a run folder or a comparison's folder."""
-    if (folder / "table.json").is_file():
-        rows = json.loads((folder / "table.json").read_text())
-        path = write_comparison_report(folder, [folder / row["name"] for row in rows])
+    table = folder / "table.json"
+    if table.is_file():
+        try:
+            runs = [folder / row["name"] for row in json.loads(table.read_text(encoding="utf-8"))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{table}: expected the rows of a comparison, found {type(error).__name__}: {error}"
+            ) from None
+        path = write_comparison_report(folder, runs)
     else:
         path = write_run_report(folder)
     print(path)

@@ -322,3 +322,13 @@ def test_a_setting_that_cannot_be_run_costs_a_comparison_itself_only(
     shutil.rmtree(out)
     code, _, err = command("simulations", "compare", tiny_setting, last, *arguments)
     assert (code, "none" in err, len(begun)) == (2, True, 2)
+
+
+@pytest.mark.parametrize("text", ["{", "[{}]", '{"name": 1}', "7"])
+def test_a_damaged_table_of_a_comparison_is_named(
+    command: Command, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "table.json").write_text(text)
+    code, out, err = command("simulations", "report", tmp_path)
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'table.json'}: expected the rows of a comparison, found " in err
