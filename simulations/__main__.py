@@ -237,6 +237,14 @@ def _check(config: RunConfig) -> None:
 def _engine(
     name: str, num_workers: int | None, num_gpus: int, ray_address: str | None, config: RunConfig
 ) -> Engine:
+    of_environment = os.environ.get("RAY_ADDRESS")
+    for option, value in (
+        ("--num-workers", num_workers),
+        ("--num-gpus", num_gpus or None),
+        ("--ray-address", ray_address if ray_address != of_environment else None),
+    ):
+        if name == "loopback" and value is not None:
+            raise UserError(f"--engine loopback: expected no {option}, found {value}")
     available = len(os.sched_getaffinity(0))
     return Engine(
         name=name,
