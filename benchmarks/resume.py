@@ -21,7 +21,8 @@ from typing import Any
 
 
 def command(arguments: argparse.Namespace, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "simulations", "run", arguments.setting, "--quiet", "--resume"]
+    words = [sys.executable, "-m", "simulations", "run", arguments.setting, "--quiet"]
+    words += ["--resume"] if out.exists() else []
     words += ["--data", arguments.data, "--root", arguments.root, "--rounds", arguments.rounds]
     words += ["--engine", arguments.engine, "--out", out]
     return [str(word) for word in (*words, "--set", f"federation.state-dir={out.parent / 'state'}")]

@@ -11,21 +11,22 @@ from fedcunet.errors import FolderInUse
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes that ask for `folder` out of it, until the block or the process ends.
 
     Args:
         folder: made if it is not there, and taken away again if nothing came into it.
+        wait: until the others have left it.
 
     Raises:
-        FolderInUse: it is held already.
+        FolderInUse: it is held already, and not to be waited for.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise FolderInUse(f"{folder}: another process is at work there") from None
         except OSError:  # a network drive that knows no locks: it was asked for in vain

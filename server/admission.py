@@ -1,10 +1,12 @@
 """Admitting and revoking nodes: Flower's list and our table of client ids, changed together."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedcunet.errors import RunFailure
+from fedcunet.files import held
 from server.flower import flwr
 from server.folder import ServerFolder
 from server.nodes import (
@@ -31,18 +33,19 @@ def admit(
     if not folder.has_keys():
         raise RunFailure("the server runs without TLS and so without keys: nodes need no admission")
     key, fingerprint, comment = read_public_key(key_file)
-    table = read_nodes(folder.path)
-    place = place_for(table, key, client)
-    answer = flwr(folder, ["supernode", "register", str(key_file)])
-    node = AdmittedNode(
-        client=place,
-        node_id=int(answer["node-id"]),
-        name=name or comment or key_file.stem,
-        key=key,
-        fingerprint=fingerprint,
-        admitted=now(),
-    )
-    write_nodes(folder.path, with_node(table, node))
+    with _table_held(folder):
+        table = read_nodes(folder.path)
+        place = place_for(table, key, client)
+        answer = flwr(folder, ["supernode", "register", str(key_file)])
+        node = AdmittedNode(
+            client=place,
+            node_id=int(answer["node-id"]),
+            name=name or comment or key_file.stem,
+            key=key,
+            fingerprint=fingerprint,
+            admitted=now(),
+        )
+        write_nodes(folder.path, with_node(table, node))
     return node
 
 
@@ -53,11 +56,17 @@ def revoke(folder: ServerFolder, which: str) -> AdmittedNode:
         UserError: none or several fit.
         RunFailure: there is no server, or it refuses.
     """
-    table = read_nodes(folder.path)
-    node = revoked(table, which)
-    flwr(folder, ["supernode", "unregister", str(node.node_id)])
-    write_nodes(folder.path, with_node(table, node))
+    with _table_held(folder):
+        table = read_nodes(folder.path)
+        node = revoked(table, which)
+        flwr(folder, ["supernode", "unregister", str(node.node_id)])
+        write_nodes(folder.path, with_node(table, node))
     return node
+
+
+def _table_held(folder: ServerFolder) -> AbstractContextManager[None]:
+    """Lets one command at a time change the table; the folder itself the running server holds."""
+    return held(folder.flower_home, wait=True)
 
 
 def overview(folder: ServerFolder) -> list[dict[str, Any]]:

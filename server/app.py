@@ -2,7 +2,6 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
-import json
 import secrets
 import shutil
 import time
@@ -46,7 +45,7 @@ from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from server import deployment
 from server.folder import folder_of_environment
-from server.recorder import RunRecorder, check_setting, known_state
+from server.recorder import RunRecorder, finished, known_state
 from server.run_folders import RUNS_DIR
 
 app = ServerApp()
@@ -122,6 +121,9 @@ def serve(
     """
     begin = time.perf_counter()
     if resume and (done := finished(out, config)) is not None:
+        display.end(done)
+        if not done["rounds_committed"]:
+            raise RunFailure(f"run {out}: no round was committed; see its clients.jsonl")
         return done
     check_accountant(config.privacy)
     test_data = TestData.load(config)
@@ -168,15 +170,6 @@ def serve(
     return summary
 
 
-def finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run folder that is complete; None if there is something left to do."""
-    if not (out / "summary.json").exists():
-        return None
-    check_setting(out, config)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return summary
-
-
 def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> float:
     """The clients' learning rate in a round: the schedule, with local epochs as epochs."""
     local_epochs = config.training.local_epochs
@@ -186,6 +179,17 @@ def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> 
         num_epochs=config.federation.rounds * local_epochs,
         is_face=data.scheme.is_face,
     )
+
+
+def read_subsets(config: RunConfig) -> tuple[AnnotationSet, AnnotationSet]:
+    """The setting's training and test subset. Raises UserError if one has no images."""
+    data = config.data
+    train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
+    test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
+    for found in (train_set, test_set):
+        if not found.annotations:
+            raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
+    return train_set, test_set
 
 
 @dataclass(kw_only=True, slots=True)
@@ -201,13 +205,8 @@ class TestData:
     @classmethod
     def load(cls, config: RunConfig) -> "TestData":
         """Reads the setting's subsets. Raises UserError if one has no images."""
-        data = config.data
-        train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
-        test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
-        for found in (train_set, test_set):
-            if not found.annotations:
-                raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
-        train_crops, crops = (crops_of(data, found) for found in (train_set, test_set))
+        train_set, test_set = read_subsets(config)
+        train_crops, crops = (crops_of(config.data, found) for found in (train_set, test_set))
         baseline = evaluate_mean_shape(train_crops, test_set, crops)
         return cls(data=test_set, crops=crops, baseline=baseline)
 

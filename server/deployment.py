@@ -16,6 +16,7 @@ from fedcunet.errors import RunFailure, UserError
 from server.folder import Request, ServerFolder
 from server.journal import JournalDisplay
 from server.nodes import client_ids
+from server.recorder import finished
 
 # The request is written when Flower has said the run's id; the app may be there first.
 REQUEST_SECONDS = 10.0
@@ -39,7 +40,8 @@ def run(
     try:
         request = _request(folder, run_id)
         admitted = client_ids(folder.path) if folder.has_keys() else None
-        _wait_for_nodes(grid, config.federation.clients, request.wait_seconds, journal)
+        if not (request.resume and finished(request.out, config)):
+            _wait_for_nodes(grid, config.federation.clients, request.wait_seconds, journal)
         serve(
             grid,
             config,

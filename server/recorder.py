@@ -277,6 +277,22 @@ def known_state(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run folder that is complete; None if there is something left to do."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    check_setting(folder, config)
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(summary["rounds_committed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected the summary of a run, found {type(error).__name__}: {error}"
+        ) from None
+    return summary
+
+
 def check_setting(folder: Path, config: RunConfig) -> None:
     """Raises UserError if the folder's run was begun with another setting."""
     before = RunConfig.from_toml(folder / "config.toml").flat()

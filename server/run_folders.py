@@ -1,5 +1,6 @@
 """Where run folders are made, and which of them is gone on with."""
 
+import re
 from pathlib import Path
 
 from fedcunet.errors import UserError
@@ -12,21 +13,23 @@ def chosen_folder(out: Path | None, name: str, *, resume: bool) -> Path:
 
     Args:
         out: what was asked for, if anything: a new or empty folder, or the one to resume.
-        name: otherwise `.fedcunet/runs/NAME`, with a number behind it where that is taken; to
-            resume, the latest of these.
+        name: otherwise `.fedcunet/runs/NAME`, or NAME-2, NAME-3 and so on, each after the last
+            that is there; to resume, that one.
         resume: go on with what the folder holds.
 
     Raises:
-        UserError: `out` holds something, and that is not to be resumed.
+        UserError: `out` holds something, and that is not to be resumed, or there is nothing to
+            resume.
     """
-    if out is not None:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-        if taken and not resume:
-            raise UserError(f"folder {out}: expected an empty or new folder, found files")
-        return out
-    found, number = RUNS_DIR / name, 1
-    latest = found
-    while found.exists():
-        latest, number = found, number + 1
-        found = RUNS_DIR / f"{name}-{number}"
-    return latest if resume else found
+    if out is None:
+        numbered = re.compile(re.escape(name) + r"(?:-(\d+))?")
+        found = [numbered.fullmatch(path.name) for path in RUNS_DIR.glob("*")]
+        number = max((int(match[1] or 1) for match in found if match), default=0)
+        number += not resume
+        out = RUNS_DIR / (f"{name}-{number}" if number > 1 else name)
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not resume:
+        raise UserError(f"folder {out}: expected an empty or new folder, found files")
+    if resume and not taken:
+        raise UserError(f"folder {out}: expected a run to resume, found none")
+    return out

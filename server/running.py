@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,10 @@ def submit(folder: ServerFolder, config: RunConfig, request: Request) -> int:
     Raises:
         RunFailure: the server does not take it.
     """
-    setting = folder.path / "runs" / "setting.toml"
-    setting.parent.mkdir(exist_ok=True)
-    setting.write_text(tomli_w.dumps(absolute(config).nested()), encoding="utf-8")
-    answer = flwr(folder, ["run", str(APP)], ["--run-config", str(setting)])
+    with tempfile.TemporaryDirectory() as scratch:  # others may submit at the same time
+        setting = Path(scratch) / "setting.toml"
+        setting.write_text(tomli_w.dumps(absolute(config).nested()), encoding="utf-8")
+        answer = flwr(folder, ["run", str(APP)], ["--run-config", str(setting)])
     run_id = int(answer["run-id"])
     folder.write_request(run_id, request)
     return run_id

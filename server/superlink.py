@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.files import held
 from fedcunet.processes import (
     Family,
     flower_command,
@@ -100,11 +101,15 @@ class Superlink:
         """The SuperLink, ready, for the duration of a `with` block; all its children end with it.
 
         Raises:
-            UserError: see `check`.
+            UserError: see `check`, or another server is running from the folder.
             RunFailure: it ended instead of getting ready; the line says where its words are.
         """
         self.check()
         self.folder.make()
+        with held(self.folder.path):
+            yield from self._started()
+
+    def _started(self) -> Iterator[subprocess.Popen[str]]:
         environment = flower_environment(
             self.folder.flower_home, **{FOLDER_VARIABLE: str(self.folder.path.resolve())}
         )

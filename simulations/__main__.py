@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
-from fedcunet.data import DATASETS, load
+from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from fedcunet.partitioners import deal
@@ -22,7 +22,7 @@ from fedcunet.privacy import check_accountant
 from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
-from server.app import serve
+from server.app import read_subsets, serve
 from server.run_folders import chosen_folder
 from simulations.engine import Engine
 
@@ -144,7 +144,8 @@ def compare(
     failures: list[str] = []
     faults: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
-        _engine(engine, num_workers, num_gpus, ray_address, configs[0]).session(configs, session)
+        largest = max(configs, key=lambda config: config.federation.clients)
+        _engine(engine, num_workers, num_gpus, ray_address, largest).session(configs, session)
         for name, config in zip(names, configs, strict=True):
             chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
             try:
@@ -161,7 +162,7 @@ def compare(
                         )
                     )
                     faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
-            except RunFailure as failure:  # the other settings are still worth running
+            except (RunFailure, UserError) as failure:  # the other settings are still worth running
                 failures.append(f"{name}: {failure}")
     _print_lines(faults)
     if not summaries:
@@ -179,9 +180,15 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, or folder of a comparison.")],
 ) -> None:
     """Writes report.html anew from a run folder or a comparison's folder."""
-    if (folder / "table.json").is_file():
-        rows = json.loads((folder / "table.json").read_text())
-        path = write_comparison_report(folder, [folder / row["name"] for row in rows])
+    table = folder / "table.json"
+    if table.is_file():
+        try:
+            runs = [folder / row["name"] for row in json.loads(table.read_text(encoding="utf-8"))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{table}: expected the rows of a comparison, found {type(error).__name__}: {error}"
+            ) from None
+        path = write_comparison_report(folder, runs)
     else:
         path = write_run_report(folder)
     print(path)
@@ -210,15 +217,19 @@ def _configured(
         )
         .with_values(values or [])
     )
-    _check_clients(config)
+    _check(config)
     return config
 
 
-def _check_clients(config: RunConfig) -> None:
-    """Divides the images as the clients will. Raises UserError if they or the clients are few."""
-    data, federation = config.data, config.federation
-    annotations = load(data.name, data.root, data.train_subset, boxes=data.boxes).annotations
-    deal(annotations, federation, num_clients=federation.clients, seed=config.seed)
+def _check(config: RunConfig) -> None:
+    """Reads both subsets and divides the images as the clients will.
+
+    Raises:
+        UserError: images or clients are few, or the setting is one that a run would refuse.
+    """
+    federation = config.federation
+    train_set, _ = read_subsets(config)
+    deal(train_set.annotations, federation, num_clients=federation.clients, seed=config.seed)
     check_breakdown(config, federation.clients)
     check_accountant(config.privacy)
 
@@ -226,6 +237,14 @@ def _check_clients(config: RunConfig) -> None:
 def _engine(
     name: str, num_workers: int | None, num_gpus: int, ray_address: str | None, config: RunConfig
 ) -> Engine:
+    of_environment = os.environ.get("RAY_ADDRESS")
+    for option, value in (
+        ("--num-workers", num_workers),
+        ("--num-gpus", num_gpus or None),
+        ("--ray-address", ray_address if ray_address != of_environment else None),
+    ):
+        if name == "loopback" and value is not None:
+            raise UserError(f"--engine loopback: expected no {option}, found {value}")
     available = len(os.sched_getaffinity(0))
     return Engine(
         name=name,

@@ -1,12 +1,14 @@
 """Before Ray starts, the memory is checked; nothing here starts Ray."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from fedcunet.errors import RunFailure
 from simulations import ray_session
 from simulations.ray_session import RAY_BYTES, check_memory, start_ray
+from tests.conftest import Command
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -41,3 +43,21 @@ def test_an_address_where_nothing_listens_is_named_in_one_line() -> None:
             start_ray(1, ray_address=address),
         ):
             pass
+
+
+def test_a_comparison_starts_ray_for_its_setting_with_most_clients(
+    command: Command, tiny_setting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ray(num_workers: int, **_: object) -> None:
+        raise RunFailure(f"asked for {num_workers}")
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("simulations.engine.worker_bytes", lambda _: 0)
+    monkeypatch.setattr("simulations.engine.check_memory", lambda *_: None)
+    monkeypatch.setattr("simulations.engine.start_ray", no_ray)
+    settings = [tiny_setting.with_name(f"of-{clients}.toml") for clients in (1, 3, 2)]
+    for path in settings:
+        text = tiny_setting.read_text().replace("clients = 2", f"clients = {path.stem[-1]}")
+        path.write_text(text)
+    code, _, err = command("simulations", "compare", *settings)
+    assert (code, err) == (1, "simulations: asked for 3\n")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tomli_w
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedcunet.client_evaluation import ClientEvaluation, ClientScore
@@ -11,7 +12,7 @@ from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.replies import RoundLine
 from fedcunet.saved import Saved
-from server.recorder import RunRecorder
+from server.recorder import RunRecorder, finished
 
 
 def line(number: int) -> RoundLine:
@@ -95,3 +96,13 @@ def test_a_run_that_is_still_at_work_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected seed = 0 as the run was begun with, found 1"):
         RunRecorder(tmp_path, RunConfig(seed=1), resume=True)
     RunRecorder(tmp_path, RunConfig(), resume=True).close()  # the refused one has left it
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"rounds_committed": null}'])
+def test_a_damaged_summary_is_named(tmp_path: Path, text: str) -> None:
+    config = RunConfig()
+    assert finished(tmp_path, config) is None
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(config.nested()))
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json: expected the summary of a run, found"):
+        finished(tmp_path, config)

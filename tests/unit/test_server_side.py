@@ -6,15 +6,20 @@ import socket
 import ssl
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import tomli_w
 
 from clients.keys import check_key, fingerprint, make_key
+from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.files import held
 from fedcunet.processes import free_port, host_and_port
-from server import running
-from server.app import NoDisplay
+from server import admission, deployment, running
+from server.app import NoDisplay, serve
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
 from server.journal import JournalDisplay, JournalReader
@@ -28,6 +33,7 @@ from server.nodes import (
     with_node,
     write_nodes,
 )
+from server.run_folders import chosen_folder
 from server.superlink import Superlink
 
 
@@ -218,6 +224,110 @@ def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
     follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
     with pytest.raises(RunFailure, match=r"finished:failed, no heartbeat; --resume goes on"):
         follower.follow()
+
+
+def test_two_who_admit_at_once_get_a_place_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    folder.make()
+    folder.write_address(Address(fleet="a:1", control="a:2", health="a:3", authority="/ca", pid=1))
+    first, second = (make_key(tmp_path / name, name) for name in ("first", "second"))
+    other = Thread(target=admission.admit, args=(folder, second, None, None))
+
+    def flwr(folder: ServerFolder, words: Sequence[str]) -> dict[str, int]:
+        if words[-1] == str(first):
+            other.start()
+            other.join(0.5)  # as long as Flower takes
+        return {"node-id": 11 if words[-1] == str(first) else 22}
+
+    monkeypatch.setattr(admission, "flwr", flwr)
+    with held(folder.path):  # a server is running
+        admission.admit(folder, first, None, None)
+        other.join()
+    assert client_ids(folder.path) == {11: 0, 22: 1}
+
+
+def test_a_second_server_of_a_folder_is_refused_and_the_first_ones_address_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.superlink.flower_command", lambda name: "/bin/false")
+    second = superlink(tmp_path)
+    second.folder.make()
+    address = Address(fleet="a:1", control="a:2", health="a:3", authority=None, pid=1)
+    second.folder.write_address(address)
+    with (
+        held(second.folder.path),
+        pytest.raises(UserError, match="server: another process is at work there"),
+        second.running(),
+    ):
+        pass
+    assert second.folder.address() == address
+
+
+def test_each_submission_has_a_setting_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    given: list[tuple[Path, int]] = []
+
+    def flwr(folder: ServerFolder, words: Sequence[str], more: Sequence[str]) -> dict[str, int]:
+        if not given:  # while Flower starts, before it reads the file
+            given.append((tmp_path, 0))
+            running.submit(folder, RunConfig(seed=2), request)
+        given.append((Path(more[-1]), RunConfig.from_toml(Path(more[-1])).seed))
+        return {"run-id": len(given)}
+
+    monkeypatch.setattr(running, "flwr", flwr)
+    request = Request(out=tmp_path / "run", name="x", wait_seconds=0)
+    folder.make()
+    running.submit(folder, RunConfig(seed=1), request)
+    assert [seed for _, seed in given[1:]] == [2, 1]
+    assert not any(path.exists() for path, _ in given[1:])
+
+
+def test_the_latest_run_of_a_name_is_resumed_and_nothing_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Path(".fedcunet/runs")
+    assert chosen_folder(None, "net", resume=False) == runs / "net"
+    for name in ("net", "net-3", "net-10", "net-wide", "network-20"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.toml").touch()
+    assert chosen_folder(None, "net", resume=True) == runs / "net-10"
+    assert chosen_folder(None, "net", resume=False) == runs / "net-11"
+    assert chosen_folder(runs / "net-3", "net", resume=True) == runs / "net-3"
+    (tmp_path / "empty").mkdir()
+    for out in (None, tmp_path / "misspelt", tmp_path / "empty"):
+        with pytest.raises(UserError, match="expected a run to resume, found none"):
+            chosen_folder(out, "other", resume=True)
+
+
+class NobodyThere:
+    def get_node_ids(self) -> list[int]:
+        raise AssertionError("nobody is waited for")
+
+
+def test_a_run_that_has_ended_is_shown_again_without_waiting_for_nodes(tmp_path: Path) -> None:
+    folder, out, config = ServerFolder(tmp_path / "server"), tmp_path / "run", RunConfig()
+    folder.make()
+    folder.write_address(Address(fleet="a:1", control="a:2", health="a:3", authority=None, pid=1))
+    folder.write_request(7, Request(out=out, name="x", wait_seconds=60, resume=True))
+    out.mkdir()
+    (out / "config.toml").write_text(tomli_w.dumps(config.nested()))
+    for committed in (3, 0):
+        summary = {"name": "x", "rounds_committed": committed}
+        (out / "summary.json").write_text(json.dumps(summary))
+        words = JournalReader(folder.progress(7))
+        words.news()
+        if committed:
+            deployment.run(serve, NobodyThere(), config, folder, 7)
+            assert words.news() == [["end", summary]]
+        else:
+            with pytest.raises(RunFailure, match="no round was committed"):
+                deployment.run(serve, NobodyThere(), config, folder, 7)
+            assert [what for what, *_ in words.news()] == ["end", "fail"]
 
 
 def test_a_journal_is_read_line_by_line_while_it_grows(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ WRONG = {
     "missing setting": ("simulations run {r}/no.toml", "not found"),
     "unknown engine": ("simulations run {s} --engine spark", "expected ray or loopback"),
     "no workers": ("simulations run {s} --num-workers 0", "expected 1 or more"),
+    "workers of no Ray": (f"{RUN} --num-workers 5", "loopback: expected no --num-workers, found 5"),
+    "GPUs of no Ray": (f"{RUN} --num-gpus 3", "loopback: expected no --num-gpus, found 3"),
+    "address of no Ray": (f"{RUN} --ray-address a:1", "expected no --ray-address, found a:1"),
     "data without root": (f"{RUN} --data 300w", "expected --root DIR"),
     "more clients than photos": (f"{RUN} --clients 500", "500"),
     "rounds": (f"{RUN} --rounds 0", "federation.rounds: expected 1"),
@@ -47,6 +50,7 @@ WRONG = {
         "server run {s} --folder {r}/no --set federation.availability=true",
         "federation.availability: expected false outside of python -m simulations",
     ),
+    "nothing to resume": (f"{RUN} --resume", "expected a run to resume, found none"),
     "no run": ("simulations report {r}", "no run"),
 }
 
@@ -89,8 +93,9 @@ def test_a_truncated_image_is_named(command: Command, tiny_root: Path) -> None:
 
 
 def test_a_run_folder_that_is_taken_is_left_alone(
-    command: Command, tiny_setting: Path, tmp_path: Path
+    command: Command, tiny_setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")  # which is no option of a person who says loopback
     out = tmp_path / "taken"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
