@@ -65,7 +65,7 @@ ALLOWED = {
         "update_file",
         "config",
     },
-    "exchange": set(),
+    "exchange": {"records"},
     "roster": {"exchange", "records", "terms", "config", "errors"},
     "buffered": {"rounds", "replies", "records", "terms", "saved", "errors"},
     "rounds": {

@@ -1,11 +1,13 @@
 """The round loop against clients of every kind: honest, wrong, hostile, late, silent."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 
 from fedcunet import terms
 from fedcunet.aggregation import statistics_mask
@@ -16,11 +18,13 @@ from fedcunet.payload import pack
 from fedcunet.records import OUTCOMES, description_content, error_reply, read_model, update_content
 from fedcunet.roster import describe_clients
 from simulations.loopback import LoopbackGrid
+from simulations.tasks import Node
 from tests.made_rounds import (
     CONFIG,
     EXAMPLES,
     HEAD_BYTES,
     LAYOUT,
+    Leaving,
     Reply,
     Watcher,
     error,
@@ -233,3 +237,41 @@ def test_a_round_in_which_a_machine_lost_a_reply_is_marked(code: int) -> None:
     outcome = OUTCOMES.get(code, "error-reply")
     assert watcher.lines[0].replies == {"accepted": 3, outcome: 1}
     assert watcher.lines[0].reproducible == (outcome in ("error-reply", "needs-snapshot"))
+
+
+class Superlink(LoopbackGrid):
+    """Flower's SuperLink answers in place of node 3, which is not there, in its own name."""
+
+    def _accept(self, message: Message, node: Node) -> None:
+        if message.metadata.message_type == "train" and node.node_id == 3:
+            answer = create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+            assert answer.metadata.src_node_id == 1
+            self._finish(message.metadata.message_id, answer)
+        else:
+            super()._accept(message, node)
+
+
+class InMemory(Leaving):
+    """As Flower's grid of that name: messages get their ids, those not taken are left out."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        message_ids = Leaving.push_messages(self, messages)
+        for message, message_id in zip(messages, message_ids, strict=True):
+            message.metadata.__dict__["_message_id"] = message_id or "not taken"
+        return list(filter(None, message_ids))
+
+
+@pytest.mark.parametrize("grid", [Superlink, Leaving, InMemory])
+def test_a_node_that_is_not_there_is_unreachable_and_what_it_was_not_sent_not_counted(
+    grid: type[LoopbackGrid],
+) -> None:
+    watcher, _ = run(grid=grid)
+    line = watcher.lines[0]
+    assert line.replies == {"accepted": 3, "unreachable": 1}
+    assert not line.reproducible
+    assert watcher.clients[2].outcome == "unreachable"
+    sent = 4 if grid is Superlink else 3
+    assert line.bytes_down == sent * watcher.clients[0].bytes_down
+    assert watcher.clients[2].bytes_down == (sent - 3) * watcher.clients[0].bytes_down
+    assert "node" in watcher.clients[2].detail.lower()
