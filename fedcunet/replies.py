@@ -16,9 +16,9 @@ from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
 from fedcunet.payload_header import Reason, Rejection
 from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
-from fedcunet.robust import aggregate, breakdown, num_attackers
+from fedcunet.robust import aggregate, breakdown
 from fedcunet.shrinkage import Shrinkage
-from fedcunet.terms import client_setting, staleness_factor, update_payload
+from fedcunet.terms import client_setting, rounded_up, staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
@@ -178,7 +178,7 @@ class RoundReplies:
 
     def _num_attackers(self) -> int:
         """How many of the admitted updates are taken to be attackers'."""
-        asked = num_attackers(self.config.federation.assumed_attackers, len(self.lines))
+        asked = rounded_up(self.config.federation.assumed_attackers, len(self.lines))
         refused = sum(line.outcome in NEVER_HONEST for line in self.lines)
         return max(0, asked - refused)
 

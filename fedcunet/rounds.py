@@ -7,7 +7,6 @@ depend on who answers first.
 
 import dataclasses
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -57,6 +56,7 @@ from fedcunet.terms import (
     is_available,
     num_wanted,
     own_values,
+    rounded_up,
     select,
 )
 
@@ -224,7 +224,7 @@ class Server:
             device_seconds: on the virtual clock; None: until the slowest of the clients was there.
         """
         round_number = judged.number
-        needed = max(1, math.ceil(self.config.federation.quorum * wanted))
+        needed = max(1, rounded_up(self.config.federation.quorum, wanted))
         answered = time.perf_counter()
         reason = self._commit(round_number, judged, needed)
         done = time.perf_counter()

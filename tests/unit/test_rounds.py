@@ -187,6 +187,30 @@ def test_a_part_of_the_clients_is_chosen_by_seed_and_round() -> None:
     assert first != terms.select(clients, config.replace(seed=1), 1)[0]
 
 
+def test_shares_are_rounded_up_and_what_floating_point_adds_is_none() -> None:
+    assert [terms.rounded_up(share, 10) for share in (0, 0.01, 0.2, 0.3, 0.21)] == [0, 1, 2, 3, 3]
+    assert [terms.rounded_up(share, 100) for share in (0.07, 0.55, 1.1)] == [7, 55, 110]
+    config = CONFIG.replace(federation__fraction=0.5, federation__over_selection=1.1)
+    assert len(terms.select(list(range(100)), config, 1)[0]) == 55
+
+
+def test_seven_of_25_are_a_quorum_of_28_percent() -> None:
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, 5, "laptop"), reply_to=message)
+        if client >= 7:
+            return error_reply(message, "the disk is full")
+        update = pack(np.ones(43, dtype=np.float32), own(client, 1))
+        return Message(update_content(update, {"num-examples": 5, "loss": 1.0}), reply_to=message)
+
+    watcher = Watcher()
+    config = CONFIG.replace(federation__rounds=1, federation__quorum=0.28)
+    made_server(client_app, config, watcher, clients=25).run()
+    assert watcher.lines[0].replies == {"accepted": 7, "error-reply": 18}
+    assert watcher.lines[0].outcome == "committed"
+
+
 def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
     def client_app(message: Message, context: Context) -> Message:
         raise ValueError("no images here")
