@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clients.keys import check_key, fingerprint, make_key
+from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import free_port, host_and_port
 from server import running
@@ -208,6 +209,13 @@ def test_the_folder_tells_flower_and_our_commands_where_the_server_is(tmp_path: 
     folder.write_request(7, request)
     assert folder.request(7) == request
     assert folder.request(8) is None
+
+
+def test_every_folder_of_a_setting_is_the_same_in_flowers_processes() -> None:
+    flat = running.absolute(RunConfig()).flat()
+    folders = {key: value for key, value in flat.items() if key.endswith(("-dir", ".root"))}
+    assert len(folders) == 5
+    assert [key for key, folder in folders.items() if not Path(str(folder)).is_absolute()] == []
 
 
 def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
