@@ -7,6 +7,8 @@ import ssl
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +18,7 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import free_port, host_and_port
 from server import running
 from server.app import NoDisplay
+from server.app import main as app_main
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
 from server.journal import JournalDisplay, JournalReader
@@ -216,6 +219,21 @@ def test_every_folder_of_a_setting_is_the_same_in_flowers_processes() -> None:
     folders = {key: value for key, value in flat.items() if key.endswith(("-dir", ".root"))}
     assert len(folders) == 5
     assert [key for key, folder in folders.items() if not Path(str(folder)).is_absolute()] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"federation.attack": "nan", "federation.attackers": 0.2}, "federation.attack: expected"),
+        ({"federation.availability": True}, "federation.availability: expected false outside of"),
+    ],
+)
+def test_the_flower_app_refuses_what_is_played_in_our_simulations_only(
+    setting: dict[str, Any], said: str
+) -> None:
+    context = SimpleNamespace(run_config=RunConfig().flat() | setting, run_id=7)
+    with pytest.raises(UserError, match=said):
+        app_main(cast(Any, None), cast(Any, context))
 
 
 def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
