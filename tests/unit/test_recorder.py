@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedcunet.client_evaluation import ClientEvaluation, ClientScore
 from fedcunet.config import RunConfig
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.replies import RoundLine
 from fedcunet.saved import Saved
 from server.recorder import RunRecorder
@@ -95,3 +95,26 @@ def test_a_run_that_is_still_at_work_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected seed = 0 as the run was begun with, found 1"):
         RunRecorder(tmp_path, RunConfig(seed=1), resume=True)
     RunRecorder(tmp_path, RunConfig(), resume=True).close()  # the refused one has left it
+
+
+def test_with_privacy_a_state_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    state = {"server": Saved(facts={"round": 1})}
+    private = RunConfig().replace(privacy__clip_norm=1.0)
+    for name, config in (("plain", RunConfig()), ("private", private)):
+        recorder = RunRecorder(tmp_path / name, config)
+        recorder.save(state)
+        with monkeypatch.context() as patch:
+            patch.setattr("server.recorder.write_saved", full)
+            if config is private:
+                with pytest.raises(RunFailure, match=r"not written: .*No space.*privacy.*--resume"):
+                    recorder.save(state)
+            else:
+                recorder.save(state)
+                assert recorder.checkpoints_failed == 1
+        recorder.close()
+        assert (tmp_path / name / "checkpoint" / "state.safetensors").exists()
