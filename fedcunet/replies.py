@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,17 +14,17 @@ from fedcunet.aggregation import MeanAccumulator, statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
-from fedcunet.payload_header import Rejection
+from fedcunet.payload_header import Reason, Rejection
 from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
-from fedcunet.robust import aggregate, breakdown, num_attackers
+from fedcunet.robust import aggregate, breakdown
 from fedcunet.shrinkage import Shrinkage
-from fedcunet.terms import client_setting, staleness_factor, update_payload
+from fedcunet.terms import client_setting, rounded_up, staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
 MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
-# Reasons of refusal that no honest client of this version gives: it was an attacker's, and the
-# updates that are left hold one attacker fewer.
-NEVER_HONEST = ("bad-magic", "bad-checksum", "wrong-length", "undecodable", "not-finite")
+# Outcomes that no honest client of this version has: it was an attacker's, and the updates that are
+# left hold one attacker fewer.
+NEVER_HONEST = {*get_args(Reason), "malformed-reply", "bad-metrics"} - {"too-large"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +178,7 @@ class RoundReplies:
 
     def _num_attackers(self) -> int:
         """How many of the admitted updates are taken to be attackers'."""
-        asked = num_attackers(self.config.federation.assumed_attackers, len(self.lines))
+        asked = rounded_up(self.config.federation.assumed_attackers, len(self.lines))
         refused = sum(line.outcome in NEVER_HONEST for line in self.lines)
         return max(0, asked - refused)
 

@@ -20,7 +20,6 @@ leave them out, and, since an attacker could then lie there at no risk, they nev
 plus its value of their means' squared distances to the aggregated mean.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -29,7 +28,7 @@ from fedcunet.aggregation import statistics_mask, statistics_places
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.layout import Layout
-from fedcunet.terms import select
+from fedcunet.terms import rounded_up, select
 from fedcunet.update_file import UpdateFile
 
 # Least number of updates that withstand f attackers, after the papers' breakdown points.
@@ -40,11 +39,6 @@ LEAST_UPDATES: Mapping[str, Callable[[int], int]] = {
     "multi-krum": lambda f: 2 * f + 3,
     "norm-clipping": lambda f: 2 * f + 1,  # else an attacker sets the norm, and the statistics
 }
-
-
-def num_attackers(share: float, num_asked: int) -> int:
-    """f: how many of the clients asked in a round are taken to be attackers, rounded up."""
-    return math.ceil(share * num_asked - 1e-9)
 
 
 def breakdown(rule: str, attackers: int, num_updates: int) -> str:
@@ -59,7 +53,7 @@ def check_breakdown(config: RunConfig, num_clients: int) -> None:
     """Raises UserError if a round of so many clients is too small for the attackers assumed."""
     federation = config.federation
     num_asked = len(select(list(range(num_clients)), config, 1)[0])
-    attackers = num_attackers(federation.assumed_attackers, num_asked)
+    attackers = rounded_up(federation.assumed_attackers, num_asked)
     if reason := breakdown(federation.aggregation, attackers, num_asked):
         raise UserError(
             f"federation.aggregation: {reason} in a round ({federation.assumed_attackers:g} of "

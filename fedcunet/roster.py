@@ -48,7 +48,7 @@ def describe_clients(
     """
     nodes = sorted(grid.get_node_ids())
     messages = [Message(describe_content(), node, "query", ttl=timeout) for node in nodes]
-    replies, _ = collect(grid, messages, timeout=timeout, on_reply=lambda done: None)
+    replies = collect(grid, messages, timeout=timeout, on_reply=lambda done: None).replies
     clients: dict[int, Description] = {}
     problems: list[tuple[str, str]] = []  # who, and why
     for node in nodes:

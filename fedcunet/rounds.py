@@ -7,7 +7,6 @@ depend on who answers first.
 
 import dataclasses
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -57,6 +56,7 @@ from fedcunet.terms import (
     is_available,
     num_wanted,
     own_values,
+    rounded_up,
     select,
 )
 
@@ -224,7 +224,7 @@ class Server:
             device_seconds: on the virtual clock; None: until the slowest of the clients was there.
         """
         round_number = judged.number
-        needed = max(1, math.ceil(self.config.federation.quorum * wanted))
+        needed = max(1, rounded_up(self.config.federation.quorum, wanted))
         answered = time.perf_counter()
         reason = self._commit(round_number, judged, needed)
         done = time.perf_counter()
@@ -280,15 +280,18 @@ class Server:
         timeout = self.config.federation.timeout_seconds
         exchange.bytes_down.update({client: len(parcel) for client, parcel in parcels.items()})
         messages = self._messages(parcels, exchange.bytes_down, round_number, rate)
-        answers, guard_fired = collect(
+        collected = collect(
             self.grid,
             messages,
             timeout=timeout,
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
-        exchange.reproducible &= not guard_fired
-        for client in parcels:
-            message = answers.get(self.clients[client].node_id)
+        exchange.reproducible &= not collected.guard_fired
+        for client, parcel in parcels.items():
+            node = self.clients[client].node_id
+            if node in collected.not_sent:
+                exchange.bytes_down[client] -= len(parcel)
+            message = collected.replies.get(node)
             exchange.replies.pop(client, None)
             if message is not None:
                 reply = exchange.replies[client] = read_update(message)
@@ -328,7 +331,7 @@ class Server:
             node = self.clients[client].node_id
             ttl = self.config.federation.timeout_seconds
             messages.append(Message(content, node, "evaluate", ttl=ttl, group_id=str(round_number)))
-        replies, _ = collect(
+        collected = collect(
             self.grid,
             messages,
             timeout=self.config.federation.timeout_seconds,
@@ -336,14 +339,15 @@ class Server:
         )
         scores = []
         for client in asked:
-            message = replies.get(self.clients[client].node_id)
+            node = self.clients[client].node_id
+            message = collected.replies.get(node)
             scores.append(
                 score_of(
                     None if message is None else read_evaluation(message),
                     round=round_number,
                     client=client,
                     expected=held[client],
-                    bytes_down=len(model_blob),
+                    bytes_down=0 if node in collected.not_sent else len(model_blob),
                 )
             )
         return ClientEvaluation(part=part, scores=tuple(scores))

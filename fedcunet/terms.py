@@ -126,6 +126,11 @@ def is_available(config: RunConfig, round_number: int, client: int, device: str)
     return int.from_bytes(digest[:8], "big") / 2**64 < availability_of(device)
 
 
+def rounded_up(share: float, count: int) -> int:
+    """`share` of `count`, rounded up; 0.07 of 100 are 7, though in floating point a little more."""
+    return math.ceil(share * count - 1e-9)
+
+
 def num_wanted(config: RunConfig, num_clients: int) -> int:
     """How many updates a round wants."""
     return max(1, round(config.federation.fraction * num_clients))
@@ -142,6 +147,6 @@ def select(clients: list[int], config: RunConfig, round_number: int) -> tuple[li
     Which ones follows from the seed, the round and the ids alone.
     """
     wanted = num_wanted(config, len(clients))
-    count = min(len(clients), math.ceil(wanted * config.federation.over_selection))
+    count = min(len(clients), rounded_up(config.federation.over_selection, wanted))
     generator = np.random.default_rng([config.seed, round_number, 0])
     return sorted(generator.permutation(clients)[:count].tolist()), wanted

@@ -196,9 +196,10 @@ def _figures_of_lines(run: RunFolder) -> dict[str, Any]:
     num_replies = sum(replies.values())
     if num_replies:
         figures["replies"] = dict(replies)
+        num_sent = max(num_replies - replies["unavailable"], 1)
         for key in ("bytes_up", "bytes_down"):
             total = sum(units.number(line.get(key)) or 0.0 for line in run.rounds)
-            figures[f"{key}_per_client_round"] = total / num_replies
+            figures[f"{key}_per_client_round"] = total / num_sent
     times = [units.number(line.get("seconds")) for line in run.rounds]
     if any(t is not None for t in times):
         figures["seconds"] = sum(t for t in times if t is not None)

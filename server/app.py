@@ -31,7 +31,7 @@ from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.roster import fleet
 from fedcunet.rounds import Server
 from fedcunet.saved import Saved
-from fedcunet.terms import LOCAL_KEYS, evaluation_due
+from fedcunet.terms import LOCAL_KEYS, evaluation_due, refuse_availability
 from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,
@@ -83,6 +83,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = RunConfig.from_flat(dict(context.run_config))
     refuse_attackers(config)
+    refuse_availability(config)
     folder = folder_of_environment()
     if folder is not None:
         deployment.run(serve, grid, config, folder, context.run_id)

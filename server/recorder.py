@@ -26,7 +26,7 @@ from fedcunet.client_evaluation import ClientEvaluation
 from fedcunet.config import RunConfig
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held, write_atomically
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.saved import Saved, read_saved, write_saved
@@ -169,7 +169,12 @@ class RunRecorder:
         self._keep(path, lambda: save_checkpoint(path, model, self._config, scheme, facts))
 
     def save(self, parts: Mapping[str, Saved]) -> None:
-        """Keeps what a resumed run goes on from, with the counts up to here."""
+        """Keeps what a resumed run goes on from, with the counts up to here.
+
+        Raises:
+            RunFailure: it cannot be written and privacy is on: a resumed run would not count the
+                rounds after the last save, which it asks for again.
+        """
         counts = {
             "totals": dict(self.totals),
             "replies": dict(self.replies),
@@ -181,13 +186,26 @@ class RunRecorder:
             "seconds": self.seconds_before + time.perf_counter() - self._begin,
         }
         path = self.folder / STATE
-        self._keep(path, lambda: write_saved(path, {**parts, RECORDER: Saved(facts=counts)}))
+        self._keep(
+            path,
+            lambda: write_saved(path, {**parts, RECORDER: Saved(facts=counts)}),
+            needed=self._config.privacy.enabled,
+        )
 
-    def _keep(self, path: Path, write: Callable[[], None]) -> None:
-        """A file that cannot be written, on a full disk, costs itself; the one before stays."""
+    def _keep(self, path: Path, write: Callable[[], None], *, needed: bool = False) -> None:
+        """A file that cannot be written, on a full disk, costs itself; the one before stays.
+
+        Raises:
+            RunFailure: it is needed, as what privacy has cost so far is.
+        """
         try:
             write()
         except (OSError, SafetensorError) as error:
+            if needed:
+                raise RunFailure(
+                    f"{path}: not written: {error}; with privacy on the run ends here, "
+                    "--resume goes on from the state before"
+                ) from error
             self.checkpoints_failed += 1
             logger.warning("%s: not written, the one before stays: %s", path, error)
 

@@ -48,6 +48,7 @@ def absolute(config: RunConfig) -> RunConfig:
         data__cache_dir=str(Path(config.data.cache_dir).resolve()),
         federation__state_dir=str(Path(config.federation.state_dir).resolve()),
         federation__measured_dir=str(Path(config.federation.measured_dir).resolve()),
+        federation__scratch_dir=str(Path(config.federation.scratch_dir).resolve()),
     )
 
 

@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Runs one setting and writes its run folder with report.html.
 
-    Example: python -m simulations run simulations/settings/float32.toml --rounds 5
+    Example: python -m simulations run simulations/settings/i32-w32-g32-float32.toml --rounds 5
     """
     config = _configured(setting, data, root, clients, rounds, seed, values)
     chosen = _engine(engine, num_workers, num_gpus, ray_address, config)

@@ -1,6 +1,6 @@
 """A small layout, clients that answer for it, a server over them, and who watches it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,21 @@ def error(*_: Any) -> RecordDict:
     raise ValueError("the disk is full")
 
 
+class Leaving(LoopbackGrid):
+    """Node 3 has left when messages of one kind are sent: they are not taken, and have no id."""
+
+    kind = "train"
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        return [
+            "" if self.is_left(message) else super(Leaving, self).push_messages([message])[0]
+            for message in messages
+        ]
+
+    def is_left(self, message: Message) -> bool:
+        return message.metadata.message_type == self.kind and message.metadata.dst_node_id == 3
+
+
 def made_server(
     client_app: ClientCall,
     config: RunConfig,
@@ -89,10 +104,11 @@ def made_server(
     kind: type[Server] = Server,
     layout: Layout = LAYOUT,
     clients: int = 4,
+    grid: type[LoopbackGrid] = LoopbackGrid,
 ) -> Server:
     """A server over virtual clients that answer as `client_app`; the model starts from zeros."""
     return kind(
-        grid=LoopbackGrid(client_app, [{}] * clients, {}),
+        grid=grid(client_app, [{}] * clients, {}),
         config=config,
         layout=layout,
         state_N=np.zeros(layout.num_parameters, dtype=np.float32),
@@ -104,7 +120,10 @@ def made_server(
 
 
 def run(
-    odd: Reply | None = None, config: RunConfig = CONFIG, **changes: Any
+    odd: Reply | None = None,
+    config: RunConfig = CONFIG,
+    grid: type[LoopbackGrid] = LoopbackGrid,
+    **changes: Any,
 ) -> tuple[Watcher, Server]:
     """Two rounds of four clients, of which client 2 answers as `odd` says."""
 
@@ -122,6 +141,6 @@ def run(
 
     config = config.replace(**changes)
     watcher = Watcher()
-    server = made_server(client_app, config, watcher)
+    server = made_server(client_app, config, watcher, grid=grid)
     server.run()
     return watcher, server

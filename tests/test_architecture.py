@@ -65,7 +65,7 @@ ALLOWED = {
         "update_file",
         "config",
     },
-    "exchange": set(),
+    "exchange": {"records"},
     "roster": {"exchange", "records", "terms", "config", "errors"},
     "buffered": {"rounds", "replies", "records", "terms", "saved", "errors"},
     "rounds": {
@@ -224,3 +224,12 @@ def test_the_page_of_traps_names_tests_that_exist() -> None:
     }
     assert len(named) > 30
     assert named <= defined, named - defined
+
+
+def test_the_settings_that_help_and_pages_name_are_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    texts += [path.read_text(encoding="utf-8") for folder in APPLICATIONS for path in files(folder)]
+    named = set(re.findall(r"simulations/settings/[\w/-]+\.toml", "".join(texts)))
+    assert len(named) >= 3
+    assert [name for name in named if not (ROOT / name).is_file()] == []

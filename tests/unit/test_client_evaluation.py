@@ -14,9 +14,11 @@ from fedcunet.records import (
     read_model,
     update_content,
 )
+from simulations.loopback import LoopbackGrid
 from tests.made_rounds import (
     CONFIG,
     EXAMPLES,
+    Leaving,
     Watcher,
     error,
     honest,
@@ -25,7 +27,11 @@ from tests.made_rounds import (
 )
 
 
-def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any) -> Watcher:
+def evaluated(
+    odd: Callable[[Message], RecordDict] | None = None,
+    grid: type[LoopbackGrid] = LoopbackGrid,
+    **changes: Any,
+) -> Watcher:
     """As `run`; clients 1 to 3 keep 1 to 3 images and score 10, 20, 30, client 2 as `odd` says.
 
     Client 3 keeps 5 more for the test and scores 7.
@@ -56,7 +62,7 @@ def evaluated(odd: Callable[[Message], RecordDict] | None = None, **changes: Any
         return Message(content, reply_to=message)
 
     watcher = Watcher()
-    made_server(client_app, CONFIG.replace(**changes), watcher).run()
+    made_server(client_app, CONFIG.replace(**changes), watcher, grid=grid).run()
     return watcher
 
 
@@ -108,6 +114,16 @@ def test_a_wrong_evaluation_costs_only_itself(odd: Any, reason: str) -> None:
     figures = evaluation.figures(lower_is_better=True)
     assert figures["client_evaluations"] == {"accepted": 2, reason: 1}
     assert figures["client_mean_percent"] == pytest.approx((10 + 3 * 30) / 4)
+
+
+def test_a_client_that_has_left_is_sent_no_model_to_evaluate() -> None:
+    class Left(Leaving):
+        kind = "evaluate"
+
+    evaluation = evaluated(grid=Left).evaluations[0]
+    assert evaluation is not None
+    assert evaluation.outcomes == {"accepted": 2, "unreachable": 1}
+    assert evaluation.bytes_down == 2 * 4 * 43
 
 
 def test_when_every_evaluation_fails_there_is_no_figure() -> None:

@@ -1,6 +1,7 @@
 """Attackers: who they are, what they send, that only virtual clients attack, and what becomes of it
 in a round under each rule."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedcunet.errors import UserError
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, admit, decode_own, pack
 from fedcunet.payload_header import WIRE_IDS
-from fedcunet.records import Description, Reply
+from fedcunet.records import BadReply, Description, Reply
 from fedcunet.replies import RoundReplies
 from fedcunet.terms import update_payload
 
@@ -127,7 +128,7 @@ def test_shifted_labels_show_each_landmark_where_another_one_is() -> None:
     assert wrong.labelled_BK.tolist() == [[False, True]] * 2
 
 
-def judged(payloads: list[bytes], config: RunConfig) -> RoundReplies:
+def judged(payloads: Sequence[bytes | BadReply | None], config: RunConfig) -> RoundReplies:
     """The payloads of clients 0, 1, … with 1, 2, … examples, judged as a round's replies."""
     clients = {
         client: Description(
@@ -149,7 +150,9 @@ def judged(payloads: list[bytes], config: RunConfig) -> RoundReplies:
         bytes_down=dict.fromkeys(clients, 0),
     )
     for client, blob in enumerate(payloads):
-        reply = Reply(node_id=client + 1, blob=blob, num_examples=client + 1, metrics={"loss": 1.0})
+        facts: dict[str, Any] = {"num_examples": client + 1, "metrics": {"loss": 1.0}}
+        well_formed = isinstance(blob, bytes)
+        reply = Reply(node_id=client + 1, blob=blob, **facts) if well_formed else blob
         replies.judge(client, reply)
     return replies
 
@@ -214,22 +217,52 @@ def test_the_result_does_not_depend_on_who_was_admitted_first(
     assert in_order.tolist() == turned.tolist()  # type: ignore[union-attr]
 
 
-def test_refused_attackers_are_not_assumed_again_among_the_others(
-    generator: np.random.Generator,
+def of_others(client: int, round_number: int = 1, **changes: Any) -> bytes:
+    """The payload of another setting or round."""
+    config = FLOAT32.replace(**changes)
+    expected = update_payload(LAYOUT, config, round_number, client)
+    return pack(np.ones(303, np.float32), expected)
+
+
+RUBBISH: dict[str, Callable[[int], bytes | BadReply | None]] = {
+    "not-finite": lambda client: hostile_payload("nan", of_others(client)),
+    "too-short": lambda client: b"",
+    "bad-version": lambda client: of_others(client)[:4] + b"?" + of_others(client)[5:],
+    "wrong-layout": lambda client: pack(
+        np.ones(5, np.float32), update_payload(Layout.vector(5), FLOAT32, 1, client)
+    ),
+    "wrong-seed": lambda client: of_others(client, seed=9),
+    "wrong-round": lambda client: of_others(client, 2),
+    "wrong-sender": lambda client: of_others(client + 1),
+    "wrong-codec": lambda client: of_others(client, update__codec="float16", update__bits=16),
+    "malformed-reply": lambda client: BadReply(reason="malformed-reply", detail=""),
+    "bad-metrics": lambda client: BadReply(reason="bad-metrics", detail=""),
+}
+MAYBE_HONEST: dict[str, Callable[[int], bytes | BadReply | None]] = {
+    "no-reply": lambda client: None,
+    "error-reply": lambda client: BadReply(reason="error-reply", detail=""),
+    "too-large": lambda client: payload(client, np.full(303, 1e9)),
+}
+
+
+@pytest.mark.parametrize("reason", [*RUBBISH, *MAYBE_HONEST])
+def test_attackers_who_sent_what_no_honest_client_sends_are_not_assumed_again_among_the_others(
+    reason: str, generator: np.random.Generator
 ) -> None:
-    # Of eight, two attackers are assumed: Krum needs seven updates. Two that send NaN leave six,
-    # of which none is an attacker's: three are enough.
+    # Of eight, two attackers are assumed: Krum needs seven updates. Two that send rubbish leave
+    # six, of which none is an attacker's: three are enough.
     config = FLOAT32.replace(
         federation__aggregation="multi-krum", federation__assumed_attackers=0.2
     )
-    payloads = [payload(client, generator.normal(size=303)) for client in range(8)]
-    state = np.zeros(303, dtype=np.float32)
-    hostile = [hostile_payload("nan", blob) if k < 2 else blob for k, blob in enumerate(payloads)]
-    assert isinstance(judged(hostile, config).mean(state, 4), np.ndarray)
-    # Two that send nothing may have been honest: the round is given up.
-    silent = [b"" if k < 2 else blob for k, blob in enumerate(payloads)]
-    said = judged(silent, config).mean(state, 4)
-    assert said == "multi-krum against 2 attackers needs 7 updates, found 6"
+    sent = (RUBBISH | MAYBE_HONEST)[reason]
+    blobs = [sent(k) if k < 2 else payload(k, generator.normal(size=303)) for k in range(8)]
+    replies = judged(blobs, config)
+    found = replies.mean(np.zeros(303, dtype=np.float32), 4)
+    assert [line.outcome for line in replies.lines] == [reason] * 2 + ["accepted"] * 6
+    if reason in RUBBISH:
+        assert isinstance(found, np.ndarray)
+    else:  # those two may have been honest: the round is given up
+        assert found == "multi-krum against 2 attackers needs 7 updates, found 6"
 
 
 def test_decoded_updates_are_what_the_rules_see(generator: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedcunet.client_evaluation import ClientEvaluation, ClientScore
 from fedcunet.config import RunConfig
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.replies import RoundLine
 from fedcunet.saved import Saved
 from server.recorder import RunRecorder, finished
@@ -106,3 +106,26 @@ def test_a_damaged_summary_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError, match=r"summary\.json: expected the summary of a run, found"):
         finished(tmp_path, config)
+
+
+def test_with_privacy_a_state_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    state = {"server": Saved(facts={"round": 1})}
+    private = RunConfig().replace(privacy__clip_norm=1.0)
+    for name, config in (("plain", RunConfig()), ("private", private)):
+        recorder = RunRecorder(tmp_path / name, config)
+        recorder.save(state)
+        with monkeypatch.context() as patch:
+            patch.setattr("server.recorder.write_saved", full)
+            if config is private:
+                with pytest.raises(RunFailure, match=r"not written: .*No space.*privacy.*--resume"):
+                    recorder.save(state)
+            else:
+                recorder.save(state)
+                assert recorder.checkpoints_failed == 1
+        recorder.close()
+        assert (tmp_path / name / "checkpoint" / "state.safetensors").exists()

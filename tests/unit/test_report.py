@@ -78,6 +78,16 @@ def test_nodes_that_were_left_out_are_listed_with_their_reasons(
     assert "i8-w1-g8-eden2: client 1: <b>" in both.text
 
 
+def test_bytes_of_a_run_that_has_not_ended_are_shared_by_those_that_were_sent_something(
+    tmp_path: Path,
+) -> None:
+    line = {"round": 1, "replies": {"accepted": 2, "unavailable": 2}, "bytes_down": 200}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    summary = read_run_folder(tmp_path).summary
+    assert summary["bytes_down_per_client_round"] == 100
+    assert summary["replies"] == line["replies"]
+
+
 def test_where_the_time_went_is_told(run_page: Page) -> None:
     text = " ".join(run_page.text.split())
     assert "1 min 31 s training; 7.0 s coding, all clients together" in text

@@ -14,7 +14,7 @@ from fedcunet.aggregation import MeanAccumulator
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.layout import Layout
-from fedcunet.robust import RULES, aggregate, breakdown, check_breakdown, num_attackers
+from fedcunet.robust import RULES, aggregate, breakdown, check_breakdown
 from fedcunet.update_file import UpdateFile
 
 TWO = Layout.vector(2)
@@ -136,10 +136,6 @@ def test_breakdown_points_are_those_of_the_papers(rule: str, attackers: int, lea
 def test_too_few_updates_are_never_aggregated(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="median against 2 attackers needs 5 updates, found 4"):
         aggregated("median", FIVE[:4], tmp_path, attackers=2)
-
-
-def test_a_share_of_attackers_is_rounded_up() -> None:
-    assert [num_attackers(share, 10) for share in (0, 0.01, 0.2, 0.3, 0.21)] == [0, 1, 2, 3, 3]
 
 
 def test_a_round_too_small_for_the_rule_is_refused_in_one_line() -> None:

@@ -1,11 +1,13 @@
 """The round loop against clients of every kind: honest, wrong, hostile, late, silent."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 
 from fedcunet import terms
 from fedcunet.aggregation import statistics_mask
@@ -16,11 +18,13 @@ from fedcunet.payload import pack
 from fedcunet.records import OUTCOMES, description_content, error_reply, read_model, update_content
 from fedcunet.roster import describe_clients
 from simulations.loopback import LoopbackGrid
+from simulations.tasks import Node
 from tests.made_rounds import (
     CONFIG,
     EXAMPLES,
     HEAD_BYTES,
     LAYOUT,
+    Leaving,
     Reply,
     Watcher,
     error,
@@ -183,6 +187,30 @@ def test_a_part_of_the_clients_is_chosen_by_seed_and_round() -> None:
     assert first != terms.select(clients, config.replace(seed=1), 1)[0]
 
 
+def test_shares_are_rounded_up_and_what_floating_point_adds_is_none() -> None:
+    assert [terms.rounded_up(share, 10) for share in (0, 0.01, 0.2, 0.3, 0.21)] == [0, 1, 2, 3, 3]
+    assert [terms.rounded_up(share, 100) for share in (0.07, 0.55, 1.1)] == [7, 55, 110]
+    config = CONFIG.replace(federation__fraction=0.5, federation__over_selection=1.1)
+    assert len(terms.select(list(range(100)), config, 1)[0]) == 55
+
+
+def test_seven_of_25_are_a_quorum_of_28_percent() -> None:
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, 5, "laptop"), reply_to=message)
+        if client >= 7:
+            return error_reply(message, "the disk is full")
+        update = pack(np.ones(43, dtype=np.float32), own(client, 1))
+        return Message(update_content(update, {"num-examples": 5, "loss": 1.0}), reply_to=message)
+
+    watcher = Watcher()
+    config = CONFIG.replace(federation__rounds=1, federation__quorum=0.28)
+    made_server(client_app, config, watcher, clients=25).run()
+    assert watcher.lines[0].replies == {"accepted": 7, "error-reply": 18}
+    assert watcher.lines[0].outcome == "committed"
+
+
 def test_a_grid_without_usable_nodes_fails_with_the_first_reason() -> None:
     def client_app(message: Message, context: Context) -> Message:
         raise ValueError("no images here")
@@ -233,3 +261,41 @@ def test_a_round_in_which_a_machine_lost_a_reply_is_marked(code: int) -> None:
     outcome = OUTCOMES.get(code, "error-reply")
     assert watcher.lines[0].replies == {"accepted": 3, outcome: 1}
     assert watcher.lines[0].reproducible == (outcome in ("error-reply", "needs-snapshot"))
+
+
+class Superlink(LoopbackGrid):
+    """Flower's SuperLink answers in place of node 3, which is not there, in its own name."""
+
+    def _accept(self, message: Message, node: Node) -> None:
+        if message.metadata.message_type == "train" and node.node_id == 3:
+            answer = create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+            assert answer.metadata.src_node_id == 1
+            self._finish(message.metadata.message_id, answer)
+        else:
+            super()._accept(message, node)
+
+
+class InMemory(Leaving):
+    """As Flower's grid of that name: messages get their ids, those not taken are left out."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        message_ids = Leaving.push_messages(self, messages)
+        for message, message_id in zip(messages, message_ids, strict=True):
+            message.metadata.__dict__["_message_id"] = message_id or "not taken"
+        return list(filter(None, message_ids))
+
+
+@pytest.mark.parametrize("grid", [Superlink, Leaving, InMemory])
+def test_a_node_that_is_not_there_is_unreachable_and_what_it_was_not_sent_not_counted(
+    grid: type[LoopbackGrid],
+) -> None:
+    watcher, _ = run(grid=grid)
+    line = watcher.lines[0]
+    assert line.replies == {"accepted": 3, "unreachable": 1}
+    assert not line.reproducible
+    assert watcher.clients[2].outcome == "unreachable"
+    sent = 4 if grid is Superlink else 3
+    assert line.bytes_down == sent * watcher.clients[0].bytes_down
+    assert watcher.clients[2].bytes_down == (sent - 3) * watcher.clients[0].bytes_down
+    assert "node" in watcher.clients[2].detail.lower()

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import tomli_w
@@ -20,6 +22,7 @@ from fedcunet.files import held
 from fedcunet.processes import free_port, host_and_port
 from server import admission, deployment, running
 from server.app import NoDisplay, serve
+from server.app import main as app_main
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
 from server.journal import JournalDisplay, JournalReader
@@ -214,6 +217,28 @@ def test_the_folder_tells_flower_and_our_commands_where_the_server_is(tmp_path: 
     folder.write_request(7, request)
     assert folder.request(7) == request
     assert folder.request(8) is None
+
+
+def test_every_folder_of_a_setting_is_the_same_in_flowers_processes() -> None:
+    flat = running.absolute(RunConfig()).flat()
+    folders = {key: value for key, value in flat.items() if key.endswith(("-dir", ".root"))}
+    assert len(folders) == 5
+    assert [key for key, folder in folders.items() if not Path(str(folder)).is_absolute()] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"federation.attack": "nan", "federation.attackers": 0.2}, "federation.attack: expected"),
+        ({"federation.availability": True}, "federation.availability: expected false outside of"),
+    ],
+)
+def test_the_flower_app_refuses_what_is_played_in_our_simulations_only(
+    setting: dict[str, Any], said: str
+) -> None:
+    context = SimpleNamespace(run_config=RunConfig().flat() | setting, run_id=7)
+    with pytest.raises(UserError, match=said):
+        app_main(cast(Any, None), cast(Any, context))
 
 
 def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
