@@ -230,6 +230,31 @@ def test_the_rate_of_a_joint_that_nobody_has_is_null(
     assert json.loads(text)["per_landmark"][0] is None
 
 
+def test_faces_without_eye_distance_are_left_out_and_a_set_of_such_is_refused(
+    command: Command, tiny_root: Path, untrained: Path
+) -> None:
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", tiny_root, "--json"]
+    paths = sorted((tiny_root / "helen/testset").glob("*.pts"))
+    for number, path in enumerate(paths, start=1):
+        lines = path.read_text().splitlines()
+        lines[3 + 45] = lines[3 + 36]
+        path.write_text("\n".join(lines))
+        code, text, err = command("fedcunet", "evaluate", *arguments)
+        assert err.count("coincide (10_1.jpg") == 1
+        if number < len(paths):
+            found = json.loads(text)
+            assert (found["images"], found["images_left_out"]) == (2, 1)
+            assert 0 < found["nme_percent"] < 1000
+            assert "NaN" not in text
+            assert "Infinity" not in text
+    assert (code, text) == (2, "")
+    said = "300w subset 'test': expected images that can be scored, with outer eye corners"
+    assert said in err
+    options = ["--unets", 1, "--order", 0, "--size", 64, "--out", tiny_root / "o"]
+    code, _, err = command("fedcunet", "train", *arguments[2:], *options)
+    assert (code, said in err, (tiny_root / "o").exists()) == (2, True, False)
+
+
 def test_evaluate_takes_the_flip_test(command: Command, tiny_root: Path, untrained: Path) -> None:
     arguments = ["--checkpoint", untrained, "--data", "300w", "--root", tiny_root, "--json"]
     found = [

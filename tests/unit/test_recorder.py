@@ -95,3 +95,11 @@ def test_a_run_that_is_still_at_work_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected seed = 0 as the run was begun with, found 1"):
         RunRecorder(tmp_path, RunConfig(seed=1), resume=True)
     RunRecorder(tmp_path, RunConfig(), resume=True).close()  # the refused one has left it
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.summary({"auc": float("nan"), "rows": [{"percent": float("inf"), "images": 1}]})
+    recorder.close()
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == {"auc": None, "rows": [{"percent": None, "images": 1}]}
