@@ -40,7 +40,8 @@ def check(root: Root, data: Data = None, as_json: JsonOption = False) -> None:
         load(kind, root, "train")  # says in its own words what is wrong
         raise UserError(f"{kind}: no annotation in {root}")
     with progress_of("images") as report:
-        audited = audit(found, test_parts=("test", *SUBSETS["full"]), progress=report)
+        test_parts = ("test", *SUBSETS["full"], *SUBSETS["private"])
+        audited = audit(found, test_parts=test_parts, progress=report)
     result = _result(root, kind, parts, problems, found, audited)
     if as_json:
         sys.stdout.write(json_module.dumps(result) + "\n")

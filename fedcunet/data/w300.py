@@ -238,7 +238,9 @@ def _photos_of_test_folders(root: Path) -> dict[str, str]:
     photos: dict[str, str] = {}
     for folder in _COMMON + _CHALLENGE:
         if (root / folder).is_dir():
-            for pts in sorted((root / folder).glob("*.pts")):
+            for pts in sorted((root / folder).iterdir()):
+                if pts.suffix.lower() != ".pts":
+                    continue
                 photos.setdefault(photo_key(folder, pts.stem), f"{folder}/{pts.name}")
     return photos
 

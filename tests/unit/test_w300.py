@@ -150,6 +150,13 @@ def test_extensions_in_capitals_and_mirrored_copies_are_dealt_with(make_300w) ->
     assert faces.problems == ("afw: 2 _mirror files (not part of 300-W) are ignored",)
 
 
+def test_points_in_capitals_keep_their_photo_out_of_training(make_300w) -> None:
+    root = make_300w({"helen/trainset": ["7_1.jpg", "8_1.jpg"], "helen/testset": ["7_3.jpg"]})
+    points = root / "helen/testset" / "7_3.pts"
+    points.rename(points.with_suffix(".PTS"))
+    assert [a.photo for a in load("300w", root, "train").annotations] == ["helen/8"]
+
+
 def test_faces_whose_eye_corners_coincide_are_counted_and_named(make_300w) -> None:
     root = make_300w({"ibug": ["image_1.jpg", "image_2.jpg"]})
     lines = (root / "ibug" / "image_2.pts").read_text().splitlines()
