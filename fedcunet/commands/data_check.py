@@ -47,7 +47,7 @@ def check(root: Root, data: Data = None, as_json: JsonOption = False) -> None:
         sys.stdout.write(json_module.dumps(result) + "\n")
     else:
         _print(result)
-    damaged = [row["part"] for row in parts if row["error"]]
+    damaged = [row["reason"] for row in parts if row["error"]]
     if audited.unreadable or damaged:
         first = [*audited.unreadable, *damaged][0]
         raise RunFailure(
@@ -66,14 +66,15 @@ def _read_parts(
     for part, official in _PARTS.get(kind, _PARTS_OF_OTHERS).items():
         folders = kind in _FACES
         found: tuple[Annotation, ...] = ()
-        error = False
+        error, said = False, ""
         if not folders or (root / part).is_dir():
             try:
                 part_set = load(kind, root, part)
                 found = part_set.annotations
                 problems.extend(part_set.problems)
             except UserError as reason:
-                problems.append(str(reason))
+                said = str(reason)
+                problems.append(said)
                 error = folders  # of lsp a subset without images is no damage
         elif part.startswith(_OTHER_SPELLINGS):
             continue  # two spellings of the private test, and few have either
@@ -82,7 +83,7 @@ def _read_parts(
         by_part[part] = found
         photos = len({annotation.photo for annotation in found})
         row = {"part": part, "images": len(found), "photos": photos}
-        rows.append(row | {"official": official, "error": error})
+        rows.append(row | {"official": official, "error": error, "reason": said})
     return rows, list(dict.fromkeys(problems)), by_part
 
 

@@ -46,6 +46,10 @@ def test_check_fails_on_damaged_images_and_points_and_names_them(make_300w) -> N
     result = _run("check", root, "--json")
     assert isinstance(result.exception, RunFailure)
     assert "1 unreadable images, 1 unreadable folders" in str(result.exception)
+    image.write_bytes((root / "afw" / "1_1.jpg").read_bytes())
+    said = str(_run("check", root).exception)
+    assert "1 unreadable folders" in said
+    assert "image_001.pts: expected 68 points, found 1" in said
     report = json.loads(result.stdout)
     assert len(report["unreadable"]) == 1
     assert "2_1.jpg" in report["unreadable"][0]
