@@ -63,6 +63,7 @@ def evaluate(
         "images": len(crops),
         "images_left_out": found.images_left_out,
         found.metric_name: found.percent,
+        "joint_mean_percent": found.joint_mean_percent,
         "per_landmark": [round(float(value), 4) for value in found.per_landmark_K],
         "auc": found.auc,
         "failure_percent": found.failure_percent,
