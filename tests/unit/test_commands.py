@@ -176,9 +176,21 @@ def test_predict_never_writes_over_the_images_it_reads(
     code, _, err = command(
         "fedcunet", "predict", image, "--checkpoint", untrained, "--out", image.parent / "." / "."
     )
-    assert (code, "a.png would be overwritten" in err) == (2, True)
+    assert (code, "expected another folder than that of the images" in err) == (2, True)
     assert image.read_bytes() == before
     assert [path.name for path in image.parent.iterdir()] == ["a.png"]
+
+
+def test_predict_draws_into_no_folder_of_images(
+    command: Command, tmp_path: Path, untrained: Path
+) -> None:
+    write_image(tmp_path / "in" / "a.jpg", np.zeros((20, 20, 3), dtype=np.uint8))
+    source = tmp_path / "in"
+    code, _, err = command(
+        "fedcunet", "predict", source, "--checkpoint", untrained, "--out", source
+    )
+    assert (code, "expected another folder" in err) == (2, True)
+    assert [path.name for path in source.iterdir()] == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
