@@ -48,7 +48,7 @@ from fedcunet.records import (
     read_model,
     update_content,
 )
-from fedcunet.training.evaluation import predict, score
+from fedcunet.training.evaluation import predict, scorable, score
 from fedcunet.training.local import (
     LocalResult,
     augmentation_of,
@@ -319,6 +319,11 @@ def _dataset(data: DataConfig) -> AnnotationSet:
 
 
 @functools.lru_cache(maxsize=2)
+def _scorable(data: DataConfig) -> np.ndarray:
+    return scorable(_dataset(data))
+
+
+@functools.lru_cache(maxsize=2)
 def _crops(data: DataConfig) -> Crops:
     return crops_of(data, _dataset(data))
 
@@ -338,7 +343,10 @@ def _targets(data: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _own_parts(config: RunConfig, context: Context) -> OwnParts:
-    """This client's images, to train on and kept back; all are on a machine with its own data."""
+    """This client's images, to train on and kept back; all are on a machine with its own data.
+
+    Of those kept back the ones that cannot be scored are left out.
+    """
     annotations = _dataset(config.data).annotations
     part = np.arange(len(annotations))
     if "num-partitions" in context.node_config:
@@ -349,13 +357,15 @@ def _own_parts(config: RunConfig, context: Context) -> OwnParts:
             raise UserError(f"this client is part {number}, there are 0 to {num_parts - 1}")
         part = parts[number]
     federation = config.federation
-    return own_parts(
+    train, *held_back = own_parts(
         annotations,
         part,
         validation=federation.validation_fraction,
         test=federation.test_fraction,
         seed=config.seed,
     )
+    can_N = _scorable(config.data)
+    return OwnParts(train, *(held_part[can_N[held_part]] for held_part in held_back))
 
 
 def _of_network(config: RunConfig) -> RunConfig:

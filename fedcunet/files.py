@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all, and folders that one process at a time writes."""
+"""Files that are there whole or not at all, JSON, folders that one process at a time writes."""
 
 import fcntl
+import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fedcunet.errors import FolderInUse
 
@@ -63,3 +66,16 @@ def write_atomically(path: Path, content: bytes | str | Callable[[Path], None]) 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """The JSON of a result of lists, dicts and plain values; NaN and infinities become null."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -53,19 +53,37 @@ class StepNeed:
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that new processes can take: free on the machine, or left in a container's limit."""
+    """Bytes that new processes can take: free on the machine, or left in a container's limit.
+
+    Of a container's usage its inactive cached files do not count: they give way, as those of the
+    machine do.
+    """
     free = int(psutil.virtual_memory().available)
-    for limit_name, usage_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit_name, usage_name, cached in (
+        (cgroup, "memory.max", "memory.current", "inactive_file"),
+        (
+            cgroup / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
     ):
         try:
-            limit = int((cgroup / limit_name).read_text())
-            usage = int((cgroup / usage_name).read_text())
+            limit = int((folder / limit_name).read_text())
+            usage = int((folder / usage_name).read_text())
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
+        usage -= _figure(folder / "memory.stat", cached)
         free = min(free, max(0, limit - usage))
     return free
+
+
+def _figure(path: Path, name: str) -> int:
+    """A figure of a file of lines "name number"; 0 where it is not there."""
+    try:
+        return int(dict(line.split() for line in path.read_text().splitlines())[name])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def step_need(config: RunConfig, num_landmarks: int) -> StepNeed:

@@ -5,7 +5,7 @@ memory-efficient form 16.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -52,6 +52,11 @@ def settings() -> dict[str, dict[str, Scalar]]:
     return rows
 
 
+def swept(config: RunConfig, values: Mapping[str, Scalar]) -> RunConfig:
+    """The setting of a row or line: of `config`'s quantisation the scale of gradients alone."""
+    return naive(config).replace(quant__gradient_scale=config.quant.gradient_scale, **values)
+
+
 def lines() -> dict[str, dict[str, Scalar]]:
     """The lines of the figure by name: changes of a RunConfig."""
     rows = settings()
@@ -68,7 +73,7 @@ def sweep_settings(
     cannot have has "refused", why, and no figures.
 
     Args:
-        config: network, crop size, batch and optimiser.
+        config: network, crop size, batch, optimiser and scale of gradients.
         num_landmarks: K of the heatmaps.
         repeats: timed steps of each.
         device: torch's name of the device.
@@ -78,7 +83,7 @@ def sweep_settings(
     for name, values in settings().items():
         row: dict[str, Any] = {"setting": name}
         try:
-            steps.append(TrainingStep(naive(config).replace(**values), num_landmarks, device))
+            steps.append(TrainingStep(swept(config, values), num_landmarks, device))
         except UserError as error:  # a storage that is not for this network
             row["refused"] = str(error)
         rows.append(row)
@@ -163,7 +168,7 @@ def sweep_depths(
     """The lines of Fig. 5, each point in a fresh process that is limited to the free memory.
 
     Args:
-        config: network but for its depth, crop size, batch and optimiser.
+        config: network but for its depth, crop size, batch, optimiser and scale of gradients.
         num_landmarks: K of the heatmaps.
         depths: numbers of U-Nets to measure, ascending; the first that does not fit is the last.
         budget_bytes: what the deepest network is to fit.
@@ -176,7 +181,8 @@ def sweep_depths(
         for unets in depths:
             order = min(config.model.order, unets - 1)
             try:
-                setting = naive(config).replace(model__unets=unets, model__order=order, **values)
+                deep = config.replace(model__unets=unets, model__order=order)
+                setting = swept(deep, values)
                 measured[unets] = measure_need(setting, num_landmarks, device).peak_bytes
                 progress(f"{name}, {unets} U-Nets: {measured[unets] / 1e6:.1f} MB")
             except (NotMeasured, UserError) as failure:

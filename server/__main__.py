@@ -18,6 +18,7 @@ from rich.console import Console
 from fedcunet.commands.errors import run_app
 from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.files import json_text
 from server import admission
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import DEFAULT_FOLDER, Request, ServerFolder, existing
@@ -261,8 +262,7 @@ def run(
         summary = Follower(folder=home, run_id=run_id, display=display).follow()
     report = write_run_report(request.out)
     if as_json:
-        json.dump(summary, sys.stdout, indent=2)
-        print()
+        print(json_text(summary, indent=2))
         return
     console = Console()
     console.print(comparison_table([summary]))

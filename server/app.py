@@ -308,6 +308,7 @@ class _Run:
             "auc": self._last.auc,
             "failure_percent": self._last.failure_percent,
             "images": len(crops),
+            "images_left_out": self._last.images_left_out,
             "quantisation": self._config.quant.spec().name,
             "model_bytes": size,
             "model_ratio": ratio,

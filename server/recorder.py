@@ -27,7 +27,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data.annotations import LandmarkScheme
 from fedcunet.data.crops import Crops
 from fedcunet.errors import RunFailure, UserError
-from fedcunet.files import held, write_atomically
+from fedcunet.files import held, json_text, write_atomically
 from fedcunet.replies import ClientLine, RoundLine
 from fedcunet.saved import Saved, read_saved, write_saved
 from fedcunet.terms import TEST
@@ -271,7 +271,7 @@ class RunRecorder:
 
     def summary(self, values: dict[str, Any]) -> None:
         """Writes `summary.json`, the last file of a run."""
-        text = json.dumps(values, indent=2) + "\n"
+        text = json_text(values, indent=2) + "\n"
         write_atomically(self.folder / "summary.json", text)
 
     def close(self) -> None:
@@ -281,7 +281,7 @@ class RunRecorder:
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.writelines(json_text(line) + "\n" for line in lines)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
-from fedcunet.files import write_atomically
+from fedcunet.files import json_text, write_atomically
 from fedcunet.partitioners import deal
 from fedcunet.privacy import check_accountant
 from fedcunet.robust import check_breakdown
@@ -167,7 +167,7 @@ def compare(
     _print_lines(faults)
     if not summaries:
         raise RunFailure("; ".join(failures))
-    text = json.dumps(summaries, indent=2) + "\n"
+    text = json_text(summaries, indent=2) + "\n"
     write_atomically(folder / "table.json", text)
     report = write_comparison_report(folder, [folder / summary["name"] for summary in summaries])
     _print_results(summaries, as_json, [str(folder), str(report)], summaries)
@@ -273,8 +273,7 @@ def _print_results(
 ) -> None:
     """The table and where things lie, or one JSON value."""
     if as_json:
-        json.dump(value, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print(json_text(value, indent=2))
         return
     console = Console()
     console.print(comparison_table(summaries))

@@ -3,7 +3,10 @@
 Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean Estimation for
 Federated Learning" (ICML 2022, sections 3 and 4, https://arxiv.org/abs/2108.08842); for one bit it
 is DRIVE (NeurIPS 2021, https://arxiv.org/abs/2105.08339). Where this differs: the rotation works
-on blocks (hadamard.py) with a scale each, and has two rounds of random signs.
+on blocks (hadamard.py) with a scale each, and has two rounds of random signs. These are no uniform
+rotation in the small blocks that end a vector, two of 64 at most, where the mean is a little off:
+of (1, 0.1, 0, ...) in 64 the 0.1 comes back as 0.108 at 1 bit, 0.1037 at 2, 0.1029 at 4, and of
+such a bias nothing is left in 1024.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources" (IEEE
 Trans. Communications 1990), with 8 states, behind EDEN's rotation and with EDEN's unbiased scale
-(eden.py): every payload has the same length, and no entropy coder is needed.
+(eden.py): every payload has the same length, and no entropy coder is needed. In blocks of 64, two
+at most of a payload, the mean is a little off, as eden.py says.
 """
 
 import functools

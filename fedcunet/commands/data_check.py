@@ -40,13 +40,14 @@ def check(root: Root, data: Data = None, as_json: JsonOption = False) -> None:
         load(kind, root, "train")  # says in its own words what is wrong
         raise UserError(f"{kind}: no annotation in {root}")
     with progress_of("images") as report:
-        audited = audit(found, test_parts=("test", *SUBSETS["full"]), progress=report)
+        test_parts = ("test", *SUBSETS["full"], *SUBSETS["private"])
+        audited = audit(found, test_parts=test_parts, progress=report)
     result = _result(root, kind, parts, problems, found, audited)
     if as_json:
         sys.stdout.write(json_module.dumps(result) + "\n")
     else:
         _print(result)
-    damaged = [row["part"] for row in parts if row["error"]]
+    damaged = [row["reason"] for row in parts if row["error"]]
     if audited.unreadable or damaged:
         first = [*audited.unreadable, *damaged][0]
         raise RunFailure(
@@ -65,14 +66,15 @@ def _read_parts(
     for part, official in _PARTS.get(kind, _PARTS_OF_OTHERS).items():
         folders = kind in _FACES
         found: tuple[Annotation, ...] = ()
-        error = False
+        error, said = False, ""
         if not folders or (root / part).is_dir():
             try:
                 part_set = load(kind, root, part)
                 found = part_set.annotations
                 problems.extend(part_set.problems)
             except UserError as reason:
-                problems.append(str(reason))
+                said = str(reason)
+                problems.append(said)
                 error = folders  # of lsp a subset without images is no damage
         elif part.startswith(_OTHER_SPELLINGS):
             continue  # two spellings of the private test, and few have either
@@ -81,7 +83,7 @@ def _read_parts(
         by_part[part] = found
         photos = len({annotation.photo for annotation in found})
         row = {"part": part, "images": len(found), "photos": photos}
-        rows.append(row | {"official": official, "error": error})
+        rows.append(row | {"official": official, "error": error, "reason": said})
     return rows, list(dict.fromkeys(problems)), by_part
 
 

@@ -1,7 +1,5 @@
 """The command `evaluate`."""
 
-import json
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +23,7 @@ from fedcunet.data import AnnotationSet, load
 from fedcunet.data.annotations import landmarks_in
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
+from fedcunet.files import json_text
 from fedcunet.training.checkpoint import Checkpoint, load_checkpoint, to_device
 from fedcunet.training.evaluation import evaluate as evaluate_network
 from fedcunet.training.evaluation import evaluate_mean_shape
@@ -62,15 +61,17 @@ def evaluate(
         )
     result: dict[str, Any] = {
         "images": len(crops),
+        "images_left_out": found.images_left_out,
         found.metric_name: found.percent,
-        "per_landmark": [_rounded(float(value)) for value in found.per_landmark_K],
+        "joint_mean_percent": found.joint_mean_percent,
+        "per_landmark": [round(float(value), 4) for value in found.per_landmark_K],
         "auc": found.auc,
         "failure_percent": found.failure_percent,
         "mean_shape_percent": _mean_shape_percent(loaded, test_set, crops, data, root, boxes),
         "boxes": _boxes_text(test_set),
     }
     if as_json:
-        print(json.dumps(result))
+        print(json_text(result))
         return
     table = Table(title=f"{checkpoint} on {data} '{subset}'", box=None, show_header=False)
     names = [key for key in result if key != "per_landmark" and result[key] is not None]
@@ -119,11 +120,6 @@ def _mean_shape_percent(
     if not train_set.annotations:
         return None
     return evaluate_mean_shape(_crops(loaded, train_set), test_set, crops).percent
-
-
-def _rounded(value: float) -> float | None:
-    """None for what JSON has no number for: the rate of a joint that nobody has."""
-    return round(value, 4) if math.isfinite(value) else None
 
 
 def _boxes_text(found: AnnotationSet) -> str:

@@ -47,7 +47,10 @@ def memory(
     landmarks: Annotated[int, typer.Option("--landmarks", help="68: faces, 16: MPII.")] = 16,
     size: Annotated[int, typer.Option("--size", help="Side of the crops, n x 64.")] = 256,
     batch: Annotated[int, typer.Option("--batch", help="Examples of a step.")] = 4,
-    bits: Annotated[str, typer.Option("--bits", help="Inputs, weights, gradients.")] = "8,1,8",
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", help="Inputs, weights, gradients.", show_default="8,1,8"),
+    ] = None,
     alpha: Annotated[bool, typer.Option("--alpha", help="A scale for each filter.")] = False,
     input_quantizer: Annotated[
         str | None,
@@ -59,8 +62,13 @@ def memory(
     ] = None,
     gradient_scale: GradientScaleOption = "channel",
     storage: Annotated[
-        str, typer.Option("--storage", help="float32 (plain autograd), packed or frugal.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            "--storage",
+            help="float32 (plain autograd), packed or frugal.",
+            show_default="float32",
+        ),
+    ] = None,
     optimizer: OptimizerOption = "rmsprop",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = 1,
@@ -104,8 +112,22 @@ def memory(
     quantiser the maps it keeps are floats. On the CPU the growth of a fresh process's high-water
     mark over one step stands beside the allocator's figure for the same growth.
 
-    With --sweep: a table of all settings, and the paper's Fig. 5.
+    With --sweep: a table of all settings, and the paper's Fig. 5; their bits and storage are its
+    own.
     """
+    if sweep:
+        given = {
+            "--bits": bits is not None,
+            "--alpha": alpha,
+            "--input-quantizer": input_quantizer is not None,
+            "--storage": storage is not None,
+            "--no-resident": not resident,
+        }
+        if any(given.values()):
+            name = next(name for name in given if given[name])
+            raise UserError(f"{name}: expected without --sweep, which measures settings of its own")
+    bits = "8,1,8" if bits is None else bits
+    storage = "float32" if storage is None else storage
     if input_quantizer is None:
         input_quantizer = "ranged" if storage == "float32" else "source"
     config = RunConfig().replace(

@@ -52,12 +52,9 @@ def predict(
     annotations = [_unlabelled(path, loaded.scheme, box) for path in images]
     size = loaded.config.data.size
     crops = Crops(annotations, loaded.scheme, size=size, budget_bytes=0, oriented=True)
-    overwritten = {out.resolve() / f"{path.stem}.png" for path in images}
-    overwritten &= {path.resolve() for path in images}
-    if overwritten:
-        raise UserError(
-            f"--out {out}: {min(overwritten)} would be overwritten; name another folder"
-        )
+    folders = {path.parent.resolve() for path in images}
+    if out.resolve() in folders | {path.resolve().parent for path in images}:
+        raise UserError(f"--out {out}: expected another folder than that of the images")
     points: dict[str, Any] = {}
     with progress_bar(Console(stderr=True)) as progress:
         bar = progress.add_task("images", total=len(images))

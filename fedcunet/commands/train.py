@@ -1,6 +1,5 @@
 """The command `train`."""
 
-import json
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
@@ -31,6 +30,7 @@ from fedcunet.commands.options import (
 )
 from fedcunet.config import RunConfig, UpdateConfig
 from fedcunet.errors import UserError
+from fedcunet.files import json_text
 from fedcunet.training.central import BEST, Epoch, train_network
 from fedcunet.training.distributed import Team, team_of_torchrun
 from fedcunet.training.training_log import has_tensorboard
@@ -177,7 +177,7 @@ def train(
             f"best_{last.metric_name}": epochs_done[-1].best_percent,
             "out": str(out),
         }
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         print(f"{out / BEST}: the best checkpoint, by {last.metric_name} on '{test_set.subset}'")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fedcunet.config.schedule import parse_schedule
 from fedcunet.config.tables import check_range
 from fedcunet.errors import UserError
 from fedcunet.quant.layers import FULL, QuantSpec
@@ -134,6 +135,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_range("training.learning-rate", self.learning_rate, 1e-9, 100)
+        parse_schedule(self.schedule)
         check_range("training.epochs", self.epochs, 1, 100_000)
         check_range("training.local-epochs", self.local_epochs, 0.01, 1000)
         check_range("training.batch-size", self.batch_size, 1, 4096)

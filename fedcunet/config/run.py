@@ -40,6 +40,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.training.batch_size == 1 and self.data.size == 64:
+            raise UserError(
+                "training.batch-size: expected 2 or more with crops of 64 pixels, whose innermost "
+                "map is one pixel (BatchNorm needs two values a channel), found 1"
+            )
         if self.federation.mode == "buffered":
             self._check_buffered()
         self.rungs()
@@ -79,10 +84,11 @@ class RunConfig:
         for number, rung in enumerate(parse_ladder(self.federation.ladder), start=1):
             try:
                 quant, training = climb_rung(quant, training, rung)
+                setting = replace(self, quant=quant, training=training, federation=on_rung)
             except UserError as error:
                 where = f"federation.ladder, rung {number} '{texts[number - 1]}'"
                 raise UserError(f"{where}: {error}") from None
-            found.append(replace(self, quant=quant, training=training, federation=on_rung))
+            found.append(setting)
         return tuple(found)
 
     def _check_shrinkage(self) -> None:

@@ -84,8 +84,8 @@ def audit(
                 outside += _look_at_places(annotation, name, image_HW3.shape, findings)
                 key = hashlib.sha256(str(image_HW3.shape).encode() + image_HW3.tobytes()).digest()
                 first_part, first = files.setdefault(key, (part, annotation))
-                if first.photo != annotation.photo:
-                    crosses = (first_part in test_parts) != (part in test_parts)
+                crosses = (first_part in test_parts) != (part in test_parts)
+                if crosses or first.photo != annotation.photo:
                     pair = f"{name} = {first.source}/{first.image.name}"
                     findings["leak" if crosses else "same-image"].examples.append(pair)
             done += 1

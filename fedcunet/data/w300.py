@@ -92,6 +92,7 @@ def load_300w(
         pairs = _paired_files(root, folder, problems)
         given = {} if boxes == "landmarks" else _given_boxes(root, folder, boxes)
         without_box = 0
+        unscored: list[str] = []
         for image, pts in pairs:
             photo = photo_key(folder, image.stem)
             if folder in _TRAIN and photo in test_photos:
@@ -101,6 +102,8 @@ def load_300w(
                 )
                 continue
             points_K2 = read_pts(pts)
+            if (points_K2[36] == points_K2[45]).all():
+                unscored.append(image.name)
             box = given.get(_squeezed(image.stem))
             without_box += boxes != "landmarks" and box is None
             annotations.append(_annotation(image, points_K2, box, folder, photo))
@@ -108,6 +111,12 @@ def load_300w(
             problems.append(
                 f"{folder}: {without_box} of {len(pairs)} faces have no given box; "
                 "their landmark box is used"
+            )
+        if unscored:
+            names = ", ".join(unscored[:3]) + ", …" * (len(unscored) > 3)
+            problems.append(
+                f"{folder}: the outer eye corners of {len(unscored)} of {len(pairs)} faces "
+                f"coincide ({names}); NME leaves them out"
             )
     if not annotations:
         raise UserError(
@@ -229,7 +238,9 @@ def _photos_of_test_folders(root: Path) -> dict[str, str]:
     photos: dict[str, str] = {}
     for folder in _COMMON + _CHALLENGE:
         if (root / folder).is_dir():
-            for pts in sorted((root / folder).glob("*.pts")):
+            for pts in sorted((root / folder).iterdir()):
+                if pts.suffix.lower() != ".pts":
+                    continue
                 photos.setdefault(photo_key(folder, pts.stem), f"{folder}/{pts.name}")
     return photos
 

@@ -12,7 +12,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
-from fedcunet.files import write_atomically
+from fedcunet.files import json_text, write_atomically
 from fedcunet.memory import compare_with_naive
 from fedcunet.paper.budget import Budget, Plan, limited, make_plans
 from fedcunet.paper.report import RowReport, make_report, markdown
@@ -105,7 +105,7 @@ def make_table(
         images=(len(sets[0].annotations), len(sets[1].annotations)),
         mean_shape_percent=_mean_shape(budget, sets),
     )
-    text = json.dumps(report, indent=1) + "\n"
+    text = json_text(report, indent=1) + "\n"
     write_atomically(out / "table.json", text)
     write_atomically(out / "table.md", markdown(report))
     written: dict[str, Any] = json.loads(text)

@@ -162,7 +162,7 @@ def _result(loaded: Checkpoint, test_set: AnnotationSet, out: Path) -> RowResult
 def _mean_of(
     error_N: np.ndarray, sources: Sequence[str], wanted: Sequence[str], metric: str
 ) -> float | None:
-    chosen_N = np.array([source in wanted for source in sources])
+    chosen_N = np.array([source in wanted for source in sources]) & np.isfinite(error_N)
     if metric != "nme_percent" or not chosen_N.any():
         return None
     return float(error_N[chosen_N].mean())

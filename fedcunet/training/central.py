@@ -1,6 +1,5 @@
 """Training on all the data of one machine: epochs, evaluation, checkpoints, resume."""
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from torch import nn
 from fedcunet.config import RunConfig
 from fedcunet.data import AnnotationSet
 from fedcunet.errors import UserError
-from fedcunet.files import held, write_atomically
+from fedcunet.files import held, json_text, write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, to_device
 from fedcunet.training.distributed import Team
-from fedcunet.training.evaluation import Evaluation, evaluate
+from fedcunet.training.evaluation import Evaluation, check_scorable, evaluate
 from fedcunet.training.local import (
     LocalResult,
     augmentation_of,
@@ -87,9 +86,10 @@ def train_network(
         team: the processes that train together; the first of them evaluates and writes.
 
     Raises:
-        UserError: if there is nothing to resume, a training is there and `resume` is not set, or
-            another process trains there.
+        UserError: if there is nothing to resume, a training is there and `resume` is not set,
+            another process trains there, or no test image can be scored.
     """
+    check_scorable(test_set)
     with ExitStack() as stack:
         if team is None or not team.rank:
             stack.enter_context(held(out))
@@ -282,7 +282,7 @@ def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch, team: T
     if team is not None:
         line |= {"processes": team.size, "gradient_bytes_per_step": team.bytes_per_step()}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json_text(line) + "\n")
     values = {
         "train/loss": result.loss,
         "train/learning_rate": epoch.learning_rate,

@@ -12,6 +12,7 @@ from fedcunet.data.annotations import AnnotationSet
 from fedcunet.data.crops import Crops, CropSubset
 from fedcunet.data.heatmaps import decode_heatmaps
 from fedcunet.data.prefetch import prefetched
+from fedcunet.errors import UserError
 from fedcunet.training.local import STRIDE
 from fedcunet.training.losses import supervisions_of
 
@@ -27,6 +28,15 @@ class Evaluation:
     auc: float | None  # of the NME below 8 %, faces only
     failure_percent: float | None  # share of images with NME above 8 %, faces only
     joint_mean_percent: float | None = None  # people: plain mean of the joints' own shares
+    images_left_out: int = 0  # that cannot be scored; their `error_N` is NaN
+
+
+# What an image needs to be scored, by metric.
+_NEEDED = {
+    "nme": "outer eye corners that are apart",
+    "pck": "a labelled torso",
+    "pckh": "a head size and labelled joints",
+}
 
 
 @torch.no_grad()
@@ -114,10 +124,10 @@ def score(
 ) -> Evaluation:
     """The metric of the data set: `nme` (inter-ocular), `pck` (0.2 of the torso) or `pckh`.
 
-    All coordinates of an image are in one frame; the metrics do not depend on its scale. People
-    without a torso are left out of PCK, people without a head size out of PCKh@0.5, which `pckh`
-    is: in percent its mean over joint instances (MPII toolkit, HRNet), and as `joint_mean_percent`
-    the mean over joints (pytorch-pose, the paper's code).
+    All coordinates of an image are in one frame; the metrics do not depend on its scale. Images
+    without the length that the metric divides by are left out (`scored_images`); one at least is
+    needed. `pckh` is PCKh@0.5: in percent its mean over joint instances (MPII toolkit, HRNet), and
+    as `joint_mean_percent` the mean over joints (pytorch-pose, the paper's code).
 
     Args:
         predicted_NK2: predictions.
@@ -126,23 +136,27 @@ def score(
         metric: as in the landmark scheme.
         head_size_N: needed by `pckh`, in the pixels of the points.
     """
+    scored_N = scored_images(target_NK2, labelled_NK, metric, head_size_N)
+    left_out = int((~scored_N).sum())
     if metric == "nme":
-        nme_N = metrics.nme_per_image(predicted_NK2, target_NK2)
-        distance_NK = np.linalg.norm(predicted_NK2 - target_NK2, axis=2)
-        ocular_N1 = np.linalg.norm(target_NK2[:, 36] - target_NK2[:, 45], axis=1)[:, None]
+        predicted_MK2, target_MK2 = predicted_NK2[scored_N], target_NK2[scored_N]
+        nme_M = metrics.nme_per_image(predicted_MK2, target_MK2)
+        distance_MK = np.linalg.norm(predicted_MK2 - target_MK2, axis=2)
+        ocular_M1 = np.linalg.norm(target_MK2[:, 36] - target_MK2[:, 45], axis=1)[:, None]
+        error_N = np.full(len(scored_N), np.nan)
+        error_N[scored_N] = 100 * nme_M
         return Evaluation(
             metric_name="nme_percent",
-            percent=metrics.nme_percent(predicted_NK2, target_NK2),
-            error_N=100 * nme_N,
-            per_landmark_K=100 * (distance_NK / ocular_N1).mean(axis=0),
-            auc=metrics.auc(nme_N),
-            failure_percent=metrics.failure_percent(nme_N),
+            percent=metrics.nme_percent(predicted_MK2, target_MK2),
+            error_N=error_N,
+            per_landmark_K=100 * (distance_MK / ocular_M1).mean(axis=0),
+            auc=metrics.auc(nme_M),
+            failure_percent=metrics.failure_percent(nme_M),
+            images_left_out=left_out,
         )
+    labelled_NK = labelled_NK & scored_N[:, None]
     if metric == "pckh":
-        if head_size_N is None:
-            raise ValueError("pckh: expected the head sizes of all people, found none")
-        known_N = np.isfinite(head_size_N) & (head_size_N > 0)
-        labelled_NK = labelled_NK & known_N[:, None]
+        assert head_size_N is not None  # or nobody could be scored
         rates = metrics.pckh(predicted_NK2, target_NK2, labelled_NK, head_size_N)
         length_N1 = head_size_N[:, None]
     else:
@@ -160,7 +174,46 @@ def score(
         auc=None,
         failure_percent=None,
         joint_mean_percent=rates.joint_mean,
+        images_left_out=left_out,
     )
+
+
+def scored_images(
+    target_NK2: np.ndarray,
+    labelled_NK: np.ndarray,
+    metric: str,
+    head_size_N: np.ndarray | None = None,
+) -> np.ndarray:
+    """Which images have what `score` needs (N,) bool: a length to divide by, joints that count."""
+    if metric == "pckh":
+        if head_size_N is None:
+            raise ValueError("pckh: expected the head sizes of all people, found none")
+        counted_NK = np.delete(labelled_NK, metrics.MPII_LEFT_OUT, axis=1)
+        known_N = np.isfinite(head_size_N) & (head_size_N > 0)
+        return np.asarray(known_N & counted_NK.any(axis=1))
+    ends = (36, 45) if metric == "nme" else (9, 2)
+    length_N = np.linalg.norm(target_NK2[:, ends[0]] - target_NK2[:, ends[1]], axis=1)
+    return np.asarray((length_N > 0) & labelled_NK[:, ends].all(axis=1))
+
+
+def scorable(found: AnnotationSet) -> np.ndarray:
+    """`scored_images` of a data set's annotations."""
+    annotations = found.annotations
+    return scored_images(
+        np.array([one.points_K2 for one in annotations]),
+        np.array([one.labelled_K for one in annotations]),
+        found.scheme.metric,
+        np.array([one.head_size for one in annotations]),
+    )
+
+
+def check_scorable(found: AnnotationSet) -> None:
+    """Raises UserError if none of the images can be scored."""
+    if not scorable(found).any():
+        raise UserError(
+            f"{found.name} subset '{found.subset}': expected images that can be scored, with "
+            f"{_NEEDED[found.scheme.metric]}, found none among {len(found.annotations)}"
+        )
 
 
 def score_crops(predicted_NK2: np.ndarray, crops: Crops, metric: str) -> Evaluation:
@@ -183,7 +236,11 @@ def evaluate(
 
     A model of another scheme needs `landmarks`, which of its landmarks are those of `test_set`, and
     for the flip test its own `flip_order`.
+
+    Raises:
+        UserError: none of the images can be scored.
     """
+    check_scorable(test_set)
     predicted_NK2 = predict(
         model, crops, flip_test=flip_test, flip_order=flip_order, progress=progress
     )
@@ -193,7 +250,12 @@ def evaluate(
 
 
 def evaluate_mean_shape(train_crops: Crops, test_set: AnnotationSet, crops: Crops) -> Evaluation:
-    """The accuracy of predicting the mean training shape in every crop: what a blind guess has."""
+    """The accuracy of predicting the mean training shape in every crop: what a blind guess has.
+
+    Raises:
+        UserError: none of the images can be scored.
+    """
+    check_scorable(test_set)
     shape_K2 = mean_shape(train_crops)
     guess_NK2 = np.broadcast_to(shape_K2, (len(crops), *shape_K2.shape))
     return score_crops(guess_NK2, crops, test_set.scheme.metric)

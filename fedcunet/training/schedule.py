@@ -6,7 +6,7 @@ rate is divided by 5, 2 and 2 at epochs 30, 60 and 90, for poses by 5 at epoch 1
 
 import math
 
-from fedcunet.errors import UserError
+from fedcunet.config.schedule import parse_schedule
 
 FACE = ((30.0, 1 / 5), (60.0, 1 / 2), (90.0, 1 / 2))
 POSE = ((100.0, 1 / 5),)
@@ -31,19 +31,5 @@ def rate_factor(schedule: str, *, epoch: float, num_epochs: float, is_face: bool
         progress = min(max(epoch / num_epochs, 0.0), 1.0)
         return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
     paper = FACE if is_face else POSE
-    steps = paper if schedule == "paper" else _parse(schedule)
+    steps = paper if schedule == "paper" else parse_schedule(schedule)
     return math.prod(factor for start, factor in steps if epoch >= start)
-
-
-def _parse(schedule: str) -> tuple[tuple[float, float], ...]:
-    try:
-        pairs = [part.split(":") for part in schedule.split(",")]
-        steps = tuple((float(start), float(factor)) for start, factor in pairs)
-    except ValueError:
-        steps = ()
-    if not steps or not all(start >= 0 and 0 < factor < math.inf for start, factor in steps):
-        raise UserError(
-            "training.schedule: expected paper, constant, cosine or epoch:factor pairs such as "
-            f"30:0.2,60:0.5, found '{schedule}'"
-        )
-    return steps

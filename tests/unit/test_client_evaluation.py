@@ -1,13 +1,16 @@
 """Clients evaluate the global model on images that they keep back; a wrong answer costs itself."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
+from clients.app import _dataset, _own_parts, _scorable
 from fedcunet.client_evaluation import ClientEvaluation
+from fedcunet.config import RunConfig
 from fedcunet.records import (
     description_content,
     evaluation_content,
@@ -141,3 +144,25 @@ def test_the_final_model_is_tested_once_by_the_clients_that_keep_images_for_it()
     assert figures["client_test_mean_percent"] == 7.0
     assert figures["client_tests"] == {"accepted": 1}
     assert run()[0].tests == [None]
+
+
+def test_images_that_cannot_be_scored_are_none_of_those_kept_back(make_300w: Any) -> None:
+    root = make_300w({"afw": [f"{number}_1.jpg" for number in range(4)]})
+    config = RunConfig().replace(
+        data__name="300w",
+        data__root=str(root),
+        data__train_subset="afw",
+        federation__validation_fraction=0.5,
+    )
+    context: Any = SimpleNamespace(node_config={"num-partitions": 1, "partition-id": 0})
+    before = _own_parts(config, context)
+    assert (len(before.train), len(before.validation)) == (2, 2)
+    odd = sorted((root / "afw").glob("*.pts"))[before.validation[0]]
+    lines = odd.read_text().splitlines()
+    lines[3 + 45] = lines[3 + 36]
+    odd.write_text("\n".join(lines))
+    _dataset.cache_clear()
+    _scorable.cache_clear()
+    after = _own_parts(config, context)
+    assert after.train.tolist() == before.train.tolist()
+    assert after.validation.tolist() == before.validation[1:].tolist()

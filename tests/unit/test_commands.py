@@ -129,6 +129,7 @@ def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
     assert result["images"] == 4
     assert len(result["per_landmark"]) == 14
     assert result["mean_shape_percent"] >= 0
+    assert 0 <= result["joint_mean_percent"] <= 100
     assert result["boxes"] == "square landmark box x 1.5"
     assert "trained on mpii16; of its 16 landmarks the 14 of lsp14 are scored" in err
     code, text, err = command("fedcunet", "evaluate", "--data", "300w", *arguments, tiny_root)
@@ -178,9 +179,21 @@ def test_predict_never_writes_over_the_images_it_reads(
     code, _, err = command(
         "fedcunet", "predict", image, "--checkpoint", untrained, "--out", image.parent / "." / "."
     )
-    assert (code, "a.png would be overwritten" in err) == (2, True)
+    assert (code, "expected another folder than that of the images" in err) == (2, True)
     assert image.read_bytes() == before
     assert [path.name for path in image.parent.iterdir()] == ["a.png"]
+
+
+def test_predict_draws_into_no_folder_of_images(
+    command: Command, tmp_path: Path, untrained: Path
+) -> None:
+    write_image(tmp_path / "in" / "a.jpg", np.zeros((20, 20, 3), dtype=np.uint8))
+    source = tmp_path / "in"
+    code, _, err = command(
+        "fedcunet", "predict", source, "--checkpoint", untrained, "--out", source
+    )
+    assert (code, "expected another folder" in err) == (2, True)
+    assert [path.name for path in source.iterdir()] == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +244,31 @@ def test_the_rate_of_a_joint_that_nobody_has_is_null(
     assert code == 0
     assert "NaN" not in text
     assert json.loads(text)["per_landmark"][0] is None
+
+
+def test_faces_without_eye_distance_are_left_out_and_a_set_of_such_is_refused(
+    command: Command, tiny_root: Path, untrained: Path
+) -> None:
+    arguments = ["--checkpoint", untrained, "--data", "300w", "--root", tiny_root, "--json"]
+    paths = sorted((tiny_root / "helen/testset").glob("*.pts"))
+    for number, path in enumerate(paths, start=1):
+        lines = path.read_text().splitlines()
+        lines[3 + 45] = lines[3 + 36]
+        path.write_text("\n".join(lines))
+        code, text, err = command("fedcunet", "evaluate", *arguments)
+        assert err.count("coincide (10_1.jpg") == 1
+        if number < len(paths):
+            found = json.loads(text)
+            assert (found["images"], found["images_left_out"]) == (2, 1)
+            assert 0 < found["nme_percent"] < 1000
+            assert "NaN" not in text
+            assert "Infinity" not in text
+    assert (code, text) == (2, "")
+    said = "300w subset 'test': expected images that can be scored, with outer eye corners"
+    assert said in err
+    options = ["--unets", 1, "--order", 0, "--size", 64, "--out", tiny_root / "o"]
+    code, _, err = command("fedcunet", "train", *arguments[2:], *options)
+    assert (code, said in err, (tiny_root / "o").exists()) == (2, True, False)
 
 
 def test_evaluate_takes_the_flip_test(command: Command, tiny_root: Path, untrained: Path) -> None:

@@ -72,6 +72,8 @@ def test_values_as_typed_on_a_command_line_change_the_setting() -> None:
         ("federation.partition", "--set: expected key=value, found 'federation.partition'"),
         ("federation.partion=iid", "did you mean 'federation.partition'?"),
         ("training.batch-size=x", "expected a whole number, found 'x'"),
+        ("training.batch-size=1", "expected 2 or more with crops of 64 pixels"),
+        ("training.schedule=bla", "training.schedule: expected paper, constant, cosine or"),
     ],
 )
 def test_a_wrong_value_on_a_command_line_is_refused(typed: str, said: str) -> None:
@@ -117,6 +119,10 @@ def test_a_wrong_setting_is_refused_in_one_line_with_its_place(
     assert said in str(refusal.value)
     assert str(refusal.value).startswith(f"setting file {path}")
     assert "\n" not in str(refusal.value)
+
+
+def test_single_examples_are_trained_on_where_the_innermost_map_is_wide_enough() -> None:
+    assert RunConfig().replace(training__batch_size=1, data__size=128).training.batch_size == 1
 
 
 def test_a_missing_setting_file_is_named(tmp_path: Path) -> None:

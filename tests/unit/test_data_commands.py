@@ -11,6 +11,8 @@ from scipy.io import savemat
 from typer.testing import CliRunner, Result
 
 from fedcunet.commands.data import app
+from fedcunet.data import load
+from fedcunet.data.audit import audit
 from fedcunet.data.kinds import detect_kind
 from fedcunet.errors import RunFailure, UserError
 from tests.mpii_files import image, joints, person, points, write_images, write_mat
@@ -44,6 +46,10 @@ def test_check_fails_on_damaged_images_and_points_and_names_them(make_300w) -> N
     result = _run("check", root, "--json")
     assert isinstance(result.exception, RunFailure)
     assert "1 unreadable images, 1 unreadable folders" in str(result.exception)
+    image.write_bytes((root / "afw" / "1_1.jpg").read_bytes())
+    said = str(_run("check", root).exception)
+    assert "1 unreadable folders" in said
+    assert "image_001.pts: expected 68 points, found 1" in said
     report = json.loads(result.stdout)
     assert len(report["unreadable"]) == 1
     assert "2_1.jpg" in report["unreadable"][0]
@@ -206,6 +212,21 @@ def test_check_finds_odd_annotations_and_says_what_to_do(make_300w) -> None:
     assert found["leak"]["examples"] == ["helen/testset/7_1.jpg = afw/5_1.jpg"]
     assert "remove them from training" in found["leak"]["text"]
     assert "remove them from training" in _run("check", root).stdout
+
+
+def test_check_finds_images_of_training_in_the_private_test(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.jpg"], "300W/01_Indoor": ["indoor_001.jpg"]})
+    copy = root / "300W/01_Indoor" / "indoor_001.jpg"
+    copy.write_bytes((root / "afw" / "1_1.jpg").read_bytes())
+    odd = json.loads(_run("check", root, "--json").stdout)["odd"]
+    assert [row["kind"] for row in odd] == ["leak"]
+
+
+def test_a_photo_on_both_sides_is_a_leak(make_300w) -> None:
+    root = make_300w({"afw": ["1_1.jpg"]})
+    faces = load("300w", root, "afw").annotations
+    found = audit({"train": faces, "test": faces}, test_parts=("test",)).findings
+    assert found["leak"].examples == ["afw/1_1.jpg = afw/1_1.jpg"]
 
 
 def test_closed_lips_and_eyes_and_several_faces_of_a_photo_are_not_odd(make_300w) -> None:

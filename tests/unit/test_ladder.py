@@ -63,7 +63,9 @@ def test_a_rung_keeps_what_the_rungs_before_it_have_changed() -> None:
 
 def test_half_of_a_batch_of_one_is_one() -> None:
     config = RunConfig().replace(
-        training__batch_size=3, federation__ladder="batch-size=half; batch-size=half"
+        data__size=128,
+        training__batch_size=3,
+        federation__ladder="batch-size=half; batch-size=half",
     )
     assert [rung.training.batch_size for rung in config.rungs()] == [3, 1, 1]
 
@@ -81,6 +83,10 @@ def test_half_of_a_batch_of_one_is_one() -> None:
         ("bits=6, 1, 6", "found 'bits=6, 1, 6'"),
         ("storage=packed; batch-size=0", "rung 2 'batch-size=0': training.batch-size: expected 1"),
         ("batch-size=-4", "batch-size: expected half or a whole number, found '-4'"),
+        (
+            "batch-size=half; batch-size=half; batch-size=half",
+            "rung 3 'batch-size=half': training.batch-size: expected 2 or more with crops of 64",
+        ),
         ("batch-size=half;" * 17, "expected at most 16 rungs, found 18"),
     ],
 )

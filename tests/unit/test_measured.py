@@ -132,19 +132,26 @@ def test_the_summary_says_why_there_is_no_ratio(
 
 
 @pytest.mark.parametrize(
-    ("limit", "usage"),
+    ("limit", "usage", "cached"),
     [
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        ("memory.max", "memory.current", "memory.stat inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat total_inactive_file",
+        ),
     ],
 )
 def test_a_containers_limit_counts_where_it_is_lower(
-    tmp_path: Path, limit: str, usage: str
+    tmp_path: Path, limit: str, usage: str, cached: str
 ) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / limit).write_text("1000\n")
     (tmp_path / usage).write_text("400\n")
     assert free_memory_bytes(tmp_path) == 600
+    stat, key = cached.split()
+    (tmp_path / stat).write_text(f"anon 90\n{key} 300\n")
+    assert free_memory_bytes(tmp_path) == 900
 
 
 def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:

@@ -116,6 +116,11 @@ def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
         (["--storage", "frigal"], 2),
         (["--sweep", "--depths", "3,2"], 2),
         (["--sweep", "--depths", "3"], 2),
+        (["--sweep", "--bits", "4,1,4"], 2),
+        (["--sweep", "--alpha"], 2),
+        (["--sweep", "--input-quantizer", "source"], 2),
+        (["--sweep", "--storage", "frugal"], 2),
+        (["--sweep", "--no-resident"], 2),
         (["--out", "somewhere"], 2),
     ],
 )

@@ -129,3 +129,11 @@ def test_with_privacy_a_state_that_cannot_be_written_ends_the_run(
                 assert recorder.checkpoints_failed == 1
         recorder.close()
         assert (tmp_path / name / "checkpoint" / "state.safetensors").exists()
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.summary({"auc": float("nan"), "rows": [{"percent": float("inf"), "images": 1}]})
+    recorder.close()
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == {"auc": None, "rows": [{"percent": None, "images": 1}]}

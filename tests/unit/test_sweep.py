@@ -7,7 +7,7 @@ import pytest
 import fedcunet.sweep as sweep
 from fedcunet.config import RunConfig
 from fedcunet.measured import NotMeasured, StepNeed
-from fedcunet.sweep import draw_figure, fit_line, lines, settings, sweep_depths
+from fedcunet.sweep import draw_figure, fit_line, lines, settings, sweep_depths, swept
 
 
 def test_the_deepest_network_is_where_the_line_meets_the_budget() -> None:
@@ -50,6 +50,13 @@ def test_every_row_is_a_setting_of_a_dunet() -> None:
     for config in configs.values():
         spec = config.quant.spec()
         assert config.quant.storage == "float32" or spec.source_bits == spec.input_bits
+
+
+def test_rows_and_lines_keep_the_scale_of_gradients_alone() -> None:
+    config = RunConfig().replace(quant__bits="4,1,4", quant__gradient_scale="tensor")
+    for values in settings().values():
+        found = swept(config, values)
+        assert found == RunConfig().replace(quant__gradient_scale="tensor", **values)
 
 
 def test_depths_beyond_the_memory_are_not_measured_and_said_so(

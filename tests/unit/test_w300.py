@@ -150,6 +150,25 @@ def test_extensions_in_capitals_and_mirrored_copies_are_dealt_with(make_300w) ->
     assert faces.problems == ("afw: 2 _mirror files (not part of 300-W) are ignored",)
 
 
+def test_points_in_capitals_keep_their_photo_out_of_training(make_300w) -> None:
+    root = make_300w({"helen/trainset": ["7_1.jpg", "8_1.jpg"], "helen/testset": ["7_3.jpg"]})
+    points = root / "helen/testset" / "7_3.pts"
+    points.rename(points.with_suffix(".PTS"))
+    assert [a.photo for a in load("300w", root, "train").annotations] == ["helen/8"]
+
+
+def test_faces_whose_eye_corners_coincide_are_counted_and_named(make_300w) -> None:
+    root = make_300w({"ibug": ["image_1.jpg", "image_2.jpg"]})
+    lines = (root / "ibug" / "image_2.pts").read_text().splitlines()
+    lines[3 + 45] = lines[3 + 36]
+    (root / "ibug" / "image_2.pts").write_text("\n".join(lines))
+    faces = load("300w", root, "ibug")
+    assert len(faces.annotations) == 2
+    assert faces.problems == (
+        "ibug: the outer eye corners of 1 of 2 faces coincide (image_2.jpg); NME leaves them out",
+    )
+
+
 def test_files_without_partner_are_named(make_300w) -> None:
     root = make_300w({"afw": ["1_1.jpg", "2_1.jpg", "3_1.jpg"]})
     (root / "afw" / "1_1.jpg").unlink()
