@@ -72,8 +72,8 @@ def work(message: Message, context: Context) -> Message:
 
 
 def with_our_loop(grid: Grid, messages: list[Message]) -> list[Message]:
-    replies, _ = collect(grid, messages, timeout=TIMEOUT, on_reply=lambda done: None)
-    return list(replies.values())
+    found = collect(grid, messages, timeout=TIMEOUT, on_reply=lambda done: None)
+    return list(found.replies.values())
 
 
 def with_flowers_loop(grid: Grid, messages: list[Message]) -> list[Message]:

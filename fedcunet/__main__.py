@@ -1,5 +1,12 @@
 """The console script `fedcunet`."""
 
+import os
+import sys
+
+if "--distributed" in sys.argv:
+    # DDP warns of what `Team.replica` does on purpose; torch reads this when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import typer
 
 from fedcunet.commands import codecs, data, evaluate, export, machine, memory, paper, predict, train

@@ -45,7 +45,7 @@ def collect(
         if message_id:
             waiting[message_id] = node
         else:
-            text = "no message to this node was taken: it has left the federation"
+            text = "no message to this node was taken: it has left, or all are too large together"
             replies[node] = error_reply(message, text, code=NODE_UNAVAILABLE)
     not_sent = set(replies)
     begin = time.monotonic()

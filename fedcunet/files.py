@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcunet.errors import FolderInUse
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -25,21 +28,37 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
         FolderInUse: it is held already, and not to be waited for.
     """
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    handle = _locked(folder, wait)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise FolderInUse(f"{folder}: another process is at work there") from None
-        except OSError:  # a network drive that knows no locks: it was asked for in vain
-            pass
         yield
     finally:
         if is_new:
             with suppress(OSError):  # not empty
                 folder.rmdir()
         os.close(handle)  # and with it goes the lock
+
+
+def _locked(folder: Path, wait: bool) -> int:
+    """A handle of the folder, made if it is not there, with the lock."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another process has just taken it away
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            raise FolderInUse(f"{folder}: another process is at work there") from None
+        except OSError as error:  # a network drive
+            text = "%s: no lock to be had (%s): see to it that no other process works there"
+            logger.warning(text, folder, error.strerror)
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
+        os.close(handle)  # of a folder that another process has taken away meanwhile
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[Path], None]) -> None:

@@ -35,6 +35,7 @@ from fedcunet.terms import LOCAL_KEYS, evaluation_due, refuse_availability
 from fedcunet.training.checkpoint import float32_bytes, model_bytes, tensors_sha256
 from fedcunet.training.evaluation import (
     Evaluation,
+    check_scorable,
     evaluate_mean_shape,
     predict,
     score_crops,
@@ -183,13 +184,18 @@ def learning_rate(config: RunConfig, data: AnnotationSet, round_number: int) -> 
 
 
 def read_subsets(config: RunConfig) -> tuple[AnnotationSet, AnnotationSet]:
-    """The setting's training and test subset. Raises UserError if one has no images."""
+    """The setting's training and test subset.
+
+    Raises:
+        UserError: one has no images, or none of the test images can be scored.
+    """
     data = config.data
     train_set = load(data.name, data.root, data.train_subset, boxes=data.boxes)
     test_set = load(data.name, data.root, data.test_subset, boxes=data.boxes)
     for found in (train_set, test_set):
         if not found.annotations:
             raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
+    check_scorable(test_set)
     return train_set, test_set
 
 

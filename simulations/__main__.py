@@ -16,7 +16,7 @@ from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
-from fedcunet.files import json_text, write_atomically
+from fedcunet.files import held, json_text, write_atomically
 from fedcunet.partitioners import deal
 from fedcunet.privacy import check_accountant
 from fedcunet.robust import check_breakdown
@@ -141,9 +141,10 @@ def compare(
     ]
     folder = chosen_folder(out, "compare", resume=resume)
     summaries: list[dict[str, Any]] = []
-    failures: list[str] = []
+    failures: dict[str, Exception] = {}
     faults: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
+        session.enter_context(held(folder))
         largest = max(configs, key=lambda config: config.federation.clients)
         _engine(engine, num_workers, num_gpus, ray_address, largest).session(configs, session)
         for name, config in zip(names, configs, strict=True):
@@ -163,16 +164,18 @@ def compare(
                     )
                     faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
             except (RunFailure, UserError) as failure:  # the other settings are still worth running
-                failures.append(f"{name}: {failure}")
+                failures[name] = failure
     _print_lines(faults)
+    what_failed = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
     if not summaries:
-        raise RunFailure("; ".join(failures))
+        all_wrong = all(isinstance(failure, UserError) for failure in failures.values())
+        raise (UserError if all_wrong else RunFailure)(what_failed)
     text = json_text(summaries, indent=2) + "\n"
     write_atomically(folder / "table.json", text)
     report = write_comparison_report(folder, [folder / summary["name"] for summary in summaries])
     _print_results(summaries, as_json, [str(folder), str(report)], summaries)
     if failures:
-        raise RunFailure("; ".join(failures))
+        raise RunFailure(what_failed)
 
 
 @app.command()

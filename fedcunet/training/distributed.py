@@ -12,7 +12,6 @@ N parameters of a bucket, R processes, P bytes of a payload.
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +83,6 @@ class Team:
         devices = [torch.device(self.device)] if on_gpu else None
         # Buckets would be made anew after the first step, of a training that is resumed too, and
         # its sums come out otherwise, but for networks of which a part may be unused. None is.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         replica = Replica(
             model, device_ids=devices, forward_sync_buffers=False, find_unused_parameters=True
         )

@@ -14,6 +14,7 @@ from fedcunet.config import RunConfig
 from fedcunet.data import FACE68
 from fedcunet.data.images import read_image, write_image
 from fedcunet.errors import UserError
+from fedcunet.files import held
 from fedcunet.training.checkpoint import save_checkpoint
 from fedcunet.training.evaluation import Evaluation, evaluate
 from fedcunet.training.network import build_network
@@ -360,6 +361,14 @@ def test_a_setting_that_cannot_be_run_costs_a_comparison_itself_only(
     shutil.rmtree(out)
     code, _, err = command("simulations", "compare", tiny_setting, last, *arguments)
     assert (code, "none" in err, len(begun)) == (2, True, 2)
+    # All of them wrong is wrong use, and the folder of another comparison is nobody else's.
+    code, _, err = command("simulations", "compare", tiny_setting, *arguments)
+    assert (code, err) == (2, "simulations: tiny: cannot be used\n")
+    assert not out.exists()
+    with held(out):
+        code, _, err = command("simulations", "compare", tiny_setting, *arguments)
+    assert (code, err) == (2, f"simulations: {out}: another process is at work there\n")
+    assert len(begun) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[{}]", '{"name": 1}', "7"])

@@ -106,11 +106,12 @@ def test_gradients_of_next_to_nothing_stay_finite(largest: float, bits: int) -> 
     found = quantise_gradient(gradient, bits, per_channel=True, generator=rounding)
     assert found.isfinite().all()
     assert found[0, 0].abs().max() < 1e-30
-    torch.testing.assert_close(found[0, 1], gradient[0, 1], atol=1.0, rtol=0)
+    assert found[0, 1].mean() > 0.5
     quantise = GradientQuantiser(bits, Rounding())
     step = quantise(gradient.movedim(1, 3).contiguous(), Workspace(torch.zeros(1)))
     assert step.isfinite().all()
     assert step[..., 0].abs().max() < 1e-30
+    assert step[..., 1].mean() > 0.5
 
 
 def test_all_convolutions_but_the_first_and_the_heads_are_quantised() -> None:
