@@ -112,7 +112,7 @@ class RunDisplay:
         setting_name: str,
         num_rounds: int,
         metric_name: str,
-        baseline_percent: float | None,
+        baseline_percent: float | None = None,
     ) -> None:
         """Start showing a run; `baseline_percent` is the metric of predicting the mean shape."""
         self._stop_live()

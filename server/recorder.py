@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -75,7 +75,7 @@ class RunRecorder:
         self.checkpoints_failed = 0
         # Where the time goes: all clients' training and coding, and the server's waiting for them,
         # aggregating and evaluating.
-        self.seconds_of: Counter[str] = Counter()
+        self.seconds_of: defaultdict[str, float] = defaultdict(float)
         self.seconds_before = 0.0  # of a run that goes on, up to its last save
         self._begin = time.perf_counter()
         self._config = config
@@ -140,7 +140,7 @@ class RunRecorder:
         }
         for name, value in scalars.items():
             if value is not None:
-                self._tensorboard.add_scalar(name, value, line.round)  # type: ignore[no-untyped-call]
+                self._tensorboard.add_scalar(name, value, line.round)
         return metrics
 
     def client_evaluation(
@@ -234,7 +234,7 @@ class RunRecorder:
         self.privacy = counts["privacy"]
         self.checkpoints_failed = counts["checkpoints_failed"]
         self.seconds_before = counts["seconds"]
-        self.seconds_of = Counter(counts["seconds_of"])
+        self.seconds_of.update(counts["seconds_of"])
         last_round = self.saved["server"].facts["round"]
         for path in (self.folder / name for name in LISTS):
             if path.exists():
@@ -276,7 +276,7 @@ class RunRecorder:
 
     def close(self) -> None:
         """Ends the TensorBoard file and leaves the folder to others."""
-        self._tensorboard.close()  # type: ignore[no-untyped-call]
+        self._tensorboard.close()
         self._held.close()
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from clients.attacks import ATTACK_KEY
 from fedcunet.attackers import attackers_of
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, Scalar
 from fedcunet.errors import UserError
 from fedcunet.privacy import NOISE_SEED_KEY
 from simulations.fleet import growth_bytes, node_values
@@ -58,7 +58,7 @@ class Engine:
 
     def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
         """The grid of the setting's virtual clients, closed with the stack."""
-        local = {
+        local: dict[str, Scalar] = {
             "data.root": config.data.root,
             "data.cache-bytes": config.data.cache_bytes,
             "data.cache-dir": config.data.cache_dir,

@@ -61,7 +61,7 @@ def node_values(config: RunConfig) -> list[dict[str, Scalar]]:
         return [{"device": device.name} for device in devices]
     places = places_of(config)
     _say_places(devices, places, config)
-    return [{"device": device.name} | _values(places[device.name]) for device in devices]
+    return [{"device": device.name, **_values(places[device.name])} for device in devices]
 
 
 @functools.lru_cache(maxsize=8)

@@ -90,7 +90,7 @@ class RayGrid(LocalGrid):
             gpu_share = _gpu_share(num_gpus, num_workers)
             _check_room(num_workers, CPU=cpus_per_worker, GPU=gpu_share, memory=bytes_per_worker)
             environment = _worker_environment(threads_per_client, num_gpus, ray_address is None)
-            actor_class = ray.remote(ClientWorker).options(
+            actor_class: Any = ray.remote(ClientWorker).options(
                 num_cpus=cpus_per_worker,
                 num_gpus=gpu_share,
                 memory=bytes_per_worker,
@@ -181,7 +181,8 @@ def _check_room(num_workers: int, **needed: float) -> None:
     Raises:
         RunFailure: they do not fit.
     """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
     asked = {name: amount for name, amount in needed.items() if amount}
     fitting = sum(
         min((int(machine.get(name, 0) / amount) for name, amount in asked.items()), default=0)

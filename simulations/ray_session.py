@@ -171,7 +171,7 @@ def _stop_ray(not_ours: set[psutil.Process], grace_seconds: float) -> None:
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 
