@@ -81,12 +81,13 @@ class RunRecorder:
         self._config = config
         with known_state(self.folder):
             self._restore()
+        # Before all other files: a run that is killed from here on can be resumed.
+        text = tomli_w.dumps(config.nested())
+        write_atomically(self.folder / "config.toml", text)
         last_round = self.saved["server"].facts["round"] if self.saved else 0
         self._tensorboard = SummaryWriter(
             str(self.folder / "tensorboard"), purge_step=last_round + 1 if resume else None
         )
-        text = tomli_w.dumps(config.nested())
-        write_atomically(self.folder / "config.toml", text)
 
     def round(
         self,

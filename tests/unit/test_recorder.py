@@ -137,3 +137,17 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     recorder.close()
     text = (tmp_path / "summary.json").read_text()
     assert json.loads(text) == {"auc": None, "rows": [{"percent": None, "images": 1}]}
+
+
+def test_a_run_killed_before_its_first_round_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        (tmp_path / "tensorboard").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.recorder.SummaryWriter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunRecorder(tmp_path, RunConfig())
+    RunRecorder(tmp_path, RunConfig(), resume=True).close()
