@@ -7,6 +7,7 @@ second opinion on the CPU (`fedcunet/measured.py`).
 """
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -122,6 +123,7 @@ def allocator_bytes(run: Run) -> dict[str, int]:
             pass
 
     gc.collect()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # two lines on standard error otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run(mark)
     results = profiler.profiler.kineto_results

@@ -172,3 +172,8 @@ def test_a_sweep_writes_what_it_prints(
     assert line["measured"] == {"1": 5, "2": 10, "3": 15}
     assert (line["deepest"], line["deepest_is"]) == (2_000_000, "extrapolated")
     assert (tmp_path / "deep" / "fig5.png").is_file()
+
+
+def test_measuring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    allocator_bytes(lambda mark: torch.ones(3) + 1)
+    assert capfd.readouterr() == ("", "")
