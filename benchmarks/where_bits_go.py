@@ -93,7 +93,7 @@ def collect(
             train_pass(
                 model,
                 own,
-                make_optimizer(model, config.training.optimizer, rate),
+                make_optimizer(model, config.training, rate),
                 batch_size=config.training.batch_size,
                 num_epochs=1,
                 sigma=config.data.sigma,

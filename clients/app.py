@@ -220,7 +220,7 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    optimizer = make_optimizer(model, training.optimizer, learning_rate)
+    optimizer = make_optimizer(model, training, learning_rate)
     return train_pass(
         model,
         crops,

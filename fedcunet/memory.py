@@ -54,7 +54,7 @@ class TrainingStep:
         self.model = to_device(build_network(config, num_landmarks), device).train()
         self.latent = quantised_weights(self.model)
         training = config.training
-        self.optimizer = make_optimizer(self.model, training.optimizer, training.learning_rate)
+        self.optimizer = make_optimizer(self.model, training, training.learning_rate)
         generator = torch.Generator().manual_seed(config.seed)
         shape, side = (training.batch_size, num_landmarks), config.data.size // STRIDE
         self.images_B3SS = torch.rand(

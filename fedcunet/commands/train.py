@@ -68,6 +68,9 @@ def train(
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the data.")] = 100,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a step.")] = 16,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="The first.")] = 2.5e-4,
+    latent_rate: Annotated[
+        float, typer.Option("--latent-rate", help="Of weights at 1 or 2 bits, in learning rates.")
+    ] = 3.0,
     schedule: Annotated[
         str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
     ] = "paper",
@@ -123,6 +126,7 @@ def train(
         training__epochs=epochs,
         training__batch_size=batch_size,
         training__learning_rate=learning_rate,
+        training__latent_rate=latent_rate,
         training__schedule=schedule,
         training__optimizer=optimizer,
         training__threads=threads,

@@ -23,6 +23,7 @@ from fedcunet.training.local import (
     batches,
     crops_of,
     make_optimizer,
+    set_learning_rate,
     train_pass,
 )
 from fedcunet.training.network import build_network
@@ -106,7 +107,7 @@ def train_network(
         to_device(model, device)
         trained = model if team is None else team.replica(model)
         training = config.training
-        optimizer = make_optimizer(model, training.optimizer, training.learning_rate)
+        optimizer = make_optimizer(model, training, training.learning_rate)
         if resume:
             _load_optimizer(optimizer_path(out, first_epoch - 1), model, optimizer)
         num_images = len(crops) if team is None else team.share_size(len(crops))
@@ -125,8 +126,7 @@ def train_network(
                 num_epochs=training.epochs,
                 is_face=train_set.scheme.is_face,
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
             result = train_pass(
                 trained,
                 crops if team is None else team.share(crops, epoch),

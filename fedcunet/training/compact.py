@@ -163,12 +163,13 @@ class CompactOptimizer(torch.optim.Optimizer):
 
     Args:
         model: of frugal storage; it is told to hand its gradients over.
+        groups: its parameters, as torch's optimisers take them.
         name: of `RULES`, with the constants that `OPTIMIZERS` has.
-        lr: learning rate.
     """
 
-    def __init__(self, model: Stored, name: str, lr: float) -> None:
-        super().__init__(list(model.parameters()), {"lr": lr})
+    def __init__(self, model: Stored, groups: list[dict[str, Any]], name: str) -> None:
+        super().__init__(groups, {"lr": 1e-3})
+        self._place = {one: i for i, group in enumerate(groups) for one in group["params"]}
         self._rule, self._rounding = RULES[name], model.rounding
         model.update = self.apply
 
@@ -179,7 +180,8 @@ class CompactOptimizer(torch.optim.Optimizer):
         kept_N, gradient_N = _flat(parameter), _flat(_laid_out(gradient, parameter))
         weight_N = kept_N.float() if kept_N.dtype == torch.bfloat16 else kept_N
         state = _State(self.state[parameter], parameter, self._rounding)
-        self._rule(weight_N, gradient_N, state, self.param_groups[0]["lr"])
+        rate = self.param_groups[self._place[parameter]]["lr"]
+        self._rule(weight_N, gradient_N, state, rate)
         if kept_N.dtype == torch.bfloat16:
             kept_N.copy_(_to_bfloat16(weight_N, self._rounding))
 

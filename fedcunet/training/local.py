@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedcunet.config import DataConfig
+from fedcunet.config import DataConfig, TrainingConfig
 from fedcunet.data.annotations import AnnotationSet, LandmarkScheme
 from fedcunet.data.augmentation import Augmentation
 from fedcunet.data.crops import CropBatch, Crops, CropSubset
@@ -28,17 +28,39 @@ STRIDE = 4  # crop pixels of a heatmap pixel
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     # The paper's: decay 0.99, eps 1e-8, no momentum, no weight decay.
-    "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr, alpha=0.99, eps=1e-8),
-    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, alpha=0.99, eps=1e-8),
+    "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "adam": lambda groups: torch.optim.Adam(groups, fused=True),
 }
+_FACTOR = "rate_factor"  # of a group: its learning rate over that of the setting
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
-    """The optimiser `name` over all parameters, in the form that the network's storage has."""
+def make_optimizer(
+    model: nn.Module, training: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The setting's optimiser over all parameters, in the form that the network's storage has.
+
+    Latent weights are a group of their own, at `latent_rate` times the rate of the others.
+    BinaryConnect has a higher rate for them too (Courbariaux et al., NeurIPS 2015, section 2.5).
+    """
+    factors = dict.fromkeys(quantised_weights(model), training.latent_rate)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    given = [{"params": members, _FACTOR: factor} for factor, members in groups.items()]
+    optimizer: torch.optim.Optimizer
     if isinstance(model, Stored) and model.frugal:
-        return CompactOptimizer(model, name, lr)
-    return OPTIMIZERS[name](list(model.parameters()), lr)
+        optimizer = CompactOptimizer(model, given, training.optimizer)
+    else:
+        optimizer = OPTIMIZERS[training.optimizer](given)
+    set_learning_rate(optimizer, learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The rate of an optimiser of `make_optimizer` from here on."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group[_FACTOR]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import load
 from fedcunet.errors import UserError
 from fedcunet.models import DUNet, IterativeRefinement
 from fedcunet.quant import QuantSpec, quantise_network, seed_rounding
-from fedcunet.quant.layers import Rounding
+from fedcunet.quant.layers import Rounding, quantised_weights
 from fedcunet.quant.storage import Stored, store
 from fedcunet.training.central import LAST, train_network
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
@@ -70,6 +71,10 @@ class Plain(nn.Module):
         self.update = None
 
 
+def group(model: Plain, lr: float) -> list[dict[str, Any]]:
+    return [{"params": [model.weight], "lr": lr}]
+
+
 def losses(optimizer: torch.optim.Optimizer, model: Plain, steps: int) -> list[float]:
     """Of a badly scaled regression with noise; curvatures span six powers of ten."""
     generator = torch.Generator().manual_seed(1)
@@ -88,8 +93,8 @@ def losses(optimizer: torch.optim.Optimizer, model: Plain, steps: int) -> list[f
 @pytest.mark.parametrize("count", [100, 5000])
 def test_state_in_codes_follows_state_in_float32(name: str, lr: float, count: int) -> None:
     coded, plain = Plain(count), Plain(count)
-    found = losses(CompactOptimizer(coded, name, lr), coded, 200)
-    expected = losses(OPTIMIZERS[name]([plain.weight], lr), plain, 200)
+    found = losses(CompactOptimizer(coded, group(coded, lr), name), coded, 200)
+    expected = losses(OPTIMIZERS[name](group(plain, lr)), plain, 200)
     if count == 100:
         # Too few values for codes.
         torch.testing.assert_close(coded.weight, plain.weight, rtol=1e-4, atol=1e-6)
@@ -102,7 +107,7 @@ def test_state_in_codes_follows_state_in_float32(name: str, lr: float, count: in
 @pytest.mark.parametrize("name", ["rmsprop", "adam"])
 def test_a_gradient_whose_square_overflows_leaves_weights_finite(name: str) -> None:
     model = Plain(5000)
-    optimizer = CompactOptimizer(model, name, 1e-3)
+    optimizer = CompactOptimizer(model, group(model, 1e-3), name)
     for size in (1e25, 1.0):
         optimizer.apply(model.weight, torch.full_like(model.weight, size))
         assert model.weight.isfinite().all()
@@ -110,7 +115,7 @@ def test_a_gradient_whose_square_overflows_leaves_weights_finite(name: str) -> N
 
 def test_state_takes_a_byte_a_value() -> None:
     model = Plain(2**16)
-    optimizer = CompactOptimizer(model, "rmsprop", 1e-3)
+    optimizer = CompactOptimizer(model, group(model, 1e-3), "rmsprop")
     losses(optimizer, model, 1)
     state = optimizer.state[model.weight]
     assert sum(value.nbytes for value in state.values()) == 2**16 * (1 + 4 / 256) + 4
@@ -133,10 +138,13 @@ def step(model: Stored, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("iterative", [False, True])
 def test_steps_in_the_backward_pass_are_those_after_it(iterative: bool) -> None:
     models = [frugal(QuantSpec(weight_bits=1, alpha=True), iterative=iterative) for _ in range(2)]
-    step(models[0], make_optimizer(models[0], "sgd", 0.1))
+    step(models[0], make_optimizer(models[0], TrainingConfig(optimizer="sgd"), 0.1))
     assert all(parameter.grad is None for parameter in models[0].parameters())
     assert models[1].update is None
-    step(models[1], OPTIMIZERS["sgd"](models[1].parameters(), 0.1))
+    latent = set(quantised_weights(models[1]))
+    others = [one for one in models[1].parameters() if one not in latent]
+    groups = [{"params": list(latent), "lr": 0.3}, {"params": others, "lr": 0.1}]
+    step(models[1], torch.optim.SGD(groups))  # in the first step, momentum changes nothing
     for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
@@ -147,7 +155,7 @@ def test_frozen_parameters_stay_as_they_are() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     before = copy.deepcopy(dict(model.named_parameters()))
-    step(model, make_optimizer(model, "sgd", 0.1))
+    step(model, make_optimizer(model, TrainingConfig(optimizer="sgd"), 0.1))
     same = {name for name, after in model.named_parameters() if after.equal(before[name])}
     assert same == frozen
 
@@ -164,7 +172,7 @@ def test_gradients_of_parameters_are_never_all_there() -> None:
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = frugal(QuantSpec())
-    make_optimizer(model, "rmsprop", 1e-3)
+    make_optimizer(model, TrainingConfig(optimizer="rmsprop"), 1e-3)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="expected packed or float32"):
@@ -201,7 +209,7 @@ def test_training_follows_that_of_packed_storage() -> None:
         model = copy.deepcopy(frugal(spec, unets=1))
         model.frugal = is_frugal
         seed_rounding(model, 5)
-        optimizer = make_optimizer(model, "rmsprop", 1e-3)
+        optimizer = make_optimizer(model, TrainingConfig(optimizer="rmsprop"), 1e-3)
         ends.append(fitted(model, optimizer))
     assert ends[0][-1] < 0.5 * ends[0][0]
     assert ends[0][-1] < 1.3 * ends[1][-1]
@@ -226,7 +234,7 @@ def test_latent_weights_in_bfloat16_move_in_the_mean_by_what_float32_ones_move()
     # to the nearest make four steps.
     model = Plain(4096)
     model.weight.data = torch.full((4096,), 0.5).bfloat16()
-    optimizer = CompactOptimizer(model, "sgd", 1.0)
+    optimizer = CompactOptimizer(model, group(model, 1.0), "sgd")
     for _ in range(100):
         optimizer.state.clear()  # no momentum
         optimizer.apply(model.weight, torch.full((4096,), -(2.0**-13)))

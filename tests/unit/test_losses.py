@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, load
 from fedcunet.data.crops import Crops
 from fedcunet.data.heatmaps import decode_heatmaps, gaussian_heatmaps
 from fedcunet.training.evaluation import predict
-from fedcunet.training.local import OPTIMIZERS, train_pass
+from fedcunet.training.local import make_optimizer, train_pass
 from fedcunet.training.losses import (
     detection_loss,
     disc_heatmaps,
@@ -170,7 +170,7 @@ def test_training_lowers_the_loss_of_every_supervision(
     )
     model = build_network(config, 68)
     assert supervisions_of(model)[-1] == (refined or supervision)
-    optimizer = OPTIMIZERS["adam"](list(model.parameters()), 3e-3)
+    optimizer = make_optimizer(model, TrainingConfig(optimizer="adam"), 3e-3)
     losses = [
         train_pass(
             model,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, LSP14, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
@@ -23,7 +23,7 @@ from fedcunet.quant.functions import binarise, ternarise
 from fedcunet.quant.layers import QuantConv2d
 from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint
 from fedcunet.training.evaluation import predict
-from fedcunet.training.local import OPTIMIZERS, train_pass
+from fedcunet.training.local import make_optimizer, train_pass
 from fedcunet.training.network import build_network, state_tensors
 from fedcunet.training.packed import (
     _HEADER,
@@ -216,7 +216,7 @@ def test_a_trained_network_finds_the_same_points_when_packed(
     train_pass(
         model,
         crops,
-        OPTIMIZERS["adam"](list(model.parameters()), 1e-2),
+        make_optimizer(model, TrainingConfig(optimizer="adam"), 1e-2),
         batch_size=4,
         num_epochs=14,
         sigma=2.0,

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
 from fedcunet.errors import UserError
@@ -24,7 +24,13 @@ from fedcunet.training.checkpoint import (
     tensors_sha256,
 )
 from fedcunet.training.evaluation import evaluate_mean_shape, mean_shape, predict, score
-from fedcunet.training.local import OPTIMIZERS, augmentation_of, batches, train_pass
+from fedcunet.training.local import (
+    augmentation_of,
+    batches,
+    make_optimizer,
+    set_learning_rate,
+    train_pass,
+)
 from fedcunet.training.losses import regression_loss
 from fedcunet.training.network import (
     build_network,
@@ -103,7 +109,7 @@ def trained(root: Path, seed: tuple[int, ...]) -> tuple[str, float]:
     result = train_pass(
         model,
         crops_of(root, "train"),
-        OPTIMIZERS["rmsprop"](list(model.parameters()), 1e-3),
+        make_optimizer(model, TrainingConfig(optimizer="rmsprop"), 1e-3),
         batch_size=4,
         num_epochs=1.5,
         sigma=1.0,
@@ -130,7 +136,7 @@ def test_training_follows_from_its_seed_alone(faces: Path) -> None:
 def test_training_learns_a_few_pictures_by_heart(faces: Path) -> None:
     config = RunConfig().replace(model__unets=1, model__order=0)
     model, crops = build_network(config, 68), crops_of(faces, "train")
-    optimizer = OPTIMIZERS["adam"](list(model.parameters()), 5e-3)
+    optimizer = make_optimizer(model, TrainingConfig(optimizer="adam"), 5e-3)
     losses = [
         train_pass(
             model,
@@ -154,7 +160,7 @@ def test_latent_weights_stay_within_one_while_training(faces: Path) -> None:
     train_pass(
         model,
         crops_of(faces, "train"),
-        OPTIMIZERS["sgd"](list(model.parameters()), 5000.0),
+        make_optimizer(model, TrainingConfig(optimizer="sgd"), 5000.0),
         batch_size=4,
         num_epochs=0.5,
         sigma=1.0,
@@ -335,3 +341,25 @@ def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="not found"):
         central(faces, tmp_path / "new", epochs=1, resume=True)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adam"])
+def test_latent_weights_have_a_rate_of_their_own(name: Literal["rmsprop", "sgd", "adam"]) -> None:
+    config = RunConfig().replace(model__unets=1, model__order=0, quant__bits="32,1,32")
+    model = build_network(config, 68)
+    before = {key: one.detach().clone() for key, one in model.named_parameters()}
+    optimizer = make_optimizer(model, TrainingConfig(optimizer=name, latent_rate=5.0), 1.0)
+    set_learning_rate(optimizer, 1e-3)
+    for one in model.parameters():
+        one.grad = torch.ones_like(one)
+    optimizer.step()
+    latent = set(quantised_weights(model))
+    moved = {
+        key: float((one.detach() - before[key]).abs().mean())
+        for key, one in model.named_parameters()
+    }
+    ends = {f"{layer}.weight" for layer in model.end_layers()}  # type: ignore[operator]
+    for key, one in model.named_parameters():
+        factor = 5 if one in latent else 1
+        assert moved[key] == pytest.approx(factor * moved["stem.conv.weight"], rel=1e-3)
+        assert (one in latent) == (one.dim() == 4 and key not in ends)
