@@ -5,7 +5,8 @@
     python benchmarks/accuracy.py --report [--out DIR] [--json]      what is there, at any time
     python benchmarks/accuracy.py --export FILE [--out DIR]   adds the runs that are done to FILE
 
-DU-Net(2), batch 16, RMSprop, cosine schedule. Every setting is trained at two learning rates and
+DU-Net(2), batch 16, RMSprop, cosine schedule; weights at 1 or 2 bits with `--latent-rate 3 --ramp
+0.5`. Every setting is trained at two learning rates and
 counts at the better one; float32 and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further
 seeds at that rate. These are 100 runs. With 1,159 training images (the folders afw and helen of
 300-W) 15 epochs at 64×64 take 5 to 8 minutes of one core and 6 epochs at 128×128 8 to 12: some

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 # The paper trains far longer at 2.5e-4; after 15 epochs that is the worse rate for every setting.
 RATES = (1e-3, 3e-3)
 SIZES, EPOCHS = (64, 128), (15, 6)
+# Of all weights at 1 or 2 bits: what lets them learn in so few epochs.
+LATENT_RATE, RAMP = 3.0, 0.5
 QUANTIZERS = ("source", "paper", "ranged")
 
 
@@ -39,6 +41,11 @@ class Setting:
     def key(self) -> str:
         """Name of its folder."""
         return f"{self.name}-{self.quantizer}" if self.quantizer else self.name
+
+    @property
+    def has_latent_weights(self) -> bool:
+        """Whether its weights have 1 or 2 bits."""
+        return self.bits.split(",")[1] != "32"
 
 
 # Names, bits, alpha, the paper's ratio; the first of 8 and 6 bits are the defaults.
@@ -82,9 +89,11 @@ class Run:
 
     def folder(self, out: Path) -> Path:
         """Where it is trained; whatever changes its result is in the name."""
-        return (
-            out / f"{self.size}px-{self.epochs}epochs" / self.setting.key / f"rate-{self.rate:g}"
-        ) / f"seed-{self.seed}"
+        rate = f"rate-{self.rate:g}"
+        if self.setting.has_latent_weights:
+            rate += f"-latent-{LATENT_RATE:g}-ramp-{RAMP:g}"
+        size = out / f"{self.size}px-{self.epochs}epochs"
+        return size / self.setting.key / rate / f"seed-{self.seed}"
 
     def result(self, out: Path) -> tuple[int, float]:
         """Epochs done and the NME after the last of them; (0, nan) before the first."""
@@ -115,6 +124,8 @@ class Run:
         if self.setting.quantizer:
             options["input-quantizer"] = self.setting.quantizer
         words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+        if self.setting.has_latent_weights:
+            words += ["--latent-rate", str(LATENT_RATE), "--ramp", str(RAMP)]
         flags = ["--alpha"] if self.setting.alpha else []
         flags += ["--resume"] if (folder / "last.safetensors").exists() else []
         return [sys.executable, "-m", "fedcunet", "train", *words, *flags]

@@ -58,6 +58,7 @@ from fedcunet.training.local import (
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 from fedcunet.training.packed import unpack_network
+from fedcunet.training.schedule import weight_share
 
 app = ClientApp()
 logger = logging.getLogger(__name__)
@@ -220,7 +221,9 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    optimizer = make_optimizer(model, training, learning_rate)
+    rounds = config.federation.rounds
+    share = weight_share(training.ramp, epoch=round_number - 1, num_epochs=rounds)
+    optimizer = make_optimizer(model, training, learning_rate, share=share)
     return train_pass(
         model,
         crops,
@@ -230,6 +233,7 @@ def _train_locally(
         sigma=data.sigma,
         augmentation=augmentation_of(data, _dataset(data).scheme),
         seed=(config.seed, round_number, client),
+        share=share,
     )
 
 

@@ -70,7 +70,10 @@ def train(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="The first.")] = 2.5e-4,
     latent_rate: Annotated[
         float, typer.Option("--latent-rate", help="Of weights at 1 or 2 bits, in learning rates.")
-    ] = 3.0,
+    ] = 1.0,
+    ramp: Annotated[
+        float, typer.Option("--ramp", help="Share of the training until weights have their bits.")
+    ] = 0.0,
     schedule: Annotated[
         str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
     ] = "paper",
@@ -127,6 +130,7 @@ def train(
         training__batch_size=batch_size,
         training__learning_rate=learning_rate,
         training__latent_rate=latent_rate,
+        training__ramp=ramp,
         training__schedule=schedule,
         training__optimizer=optimizer,
         training__threads=threads,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcunet.quant.collector import Collector
-from fedcunet.quant.functions import binarise, ternarise
+from fedcunet.quant.functions import quantise_weight
 from fedcunet.quant.layers import QuantConv2d, QuantSpec
 from fedcunet.quant.normalise import Normaliser
 from fedcunet.quant.outputs import Output
@@ -55,8 +55,10 @@ class Branch:
         if weight.dtype == torch.bfloat16:
             weight = weight.float()
         if self.spec.weight_bits != FULL:
-            quantiser = binarise if self.spec.weight_bits == 1 else ternarise
-            weight = quantiser(weight, scaled=self.spec.alpha)
+            spec = self.spec
+            weight = quantise_weight(
+                weight, spec.weight_bits, scaled=spec.alpha, share=spec.weight_share
+            )
         return weight
 
     def input_range(self) -> float:

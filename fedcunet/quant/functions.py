@@ -45,25 +45,41 @@ def ternarise(weight_OIHW: Tensor, *, scaled: bool) -> Tensor:
     return ternary_OIHW * (total_O111 / count_O111)
 
 
+def quantise_weight(weight_OIHW: Tensor, bits: int, *, scaled: bool, share: float = 1.0) -> Tensor:
+    """Weights at 1 or 2 bits, or on the way there: (1 - share) w + share q.
+
+    The way is Liu and Mattina's alpha-blending (IJCAI 2019); w is brought to the size of an
+    unscaled q first, filter by filter.
+    """
+    quantised_OIHW = (binarise if bits == 1 else ternarise)(weight_OIHW, scaled=scaled)
+    if share == 1:
+        return quantised_OIHW
+    if not scaled:
+        count_O111 = quantised_OIHW.square().sum(dim=(1, 2, 3), keepdim=True)
+        total_O111 = (weight_OIHW * quantised_OIHW).sum(dim=(1, 2, 3), keepdim=True)
+        scale_O111 = torch.where(total_O111 > 0, total_O111 / count_O111, 1.0)
+        weight_OIHW = weight_OIHW / scale_O111
+    return torch.lerp(weight_OIHW, quantised_OIHW, share)
+
+
 class QuantiseWeight(torch.autograd.Function):
-    """Weights at 1 or 2 bits; the gradient passes straight through, zero where |w| > 1."""
+    """`quantise_weight`; the gradient passes straight through, zero where |w| > 1."""
 
     @staticmethod
-    def forward(ctx: Any, weight_OIHW: Tensor, bits: int, scaled: bool) -> Tensor:
+    def forward(ctx: Any, weight_OIHW: Tensor, bits: int, scaled: bool, share: float) -> Tensor:
         low, high = torch.aminmax(weight_OIHW)
         # Clamped latent weights, which is what training has, need no mask.
         ctx.all_inside = bool(low >= -1) and bool(high <= 1)
         if not ctx.all_inside:
             ctx.save_for_backward(weight_OIHW.abs() <= 1)
-        quantiser = binarise if bits == 1 else ternarise
-        return quantiser(weight_OIHW, scaled=scaled)
+        return quantise_weight(weight_OIHW, bits, scaled=scaled, share=share)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.all_inside:
-            return gradients[0], None, None
+            return gradients[0], None, None, None
         (inside_OIHW,) = ctx.saved_tensors
-        return gradients[0] * inside_OIHW, None, None
+        return gradients[0] * inside_OIHW, None, None, None
 
 
 class QuantiseInput(torch.autograd.Function):

@@ -1,6 +1,8 @@
 """Puts the quantisers into a network: every convolution but the first and the last ones."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +34,7 @@ class QuantSpec:
     input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
     input_range: float = 4.0  # a power of two: the range of `ranged`
     gradient_scale: Literal["tensor", "channel"] = "channel"  # channel: a sample and channel each
+    weight_share: float = 1.0  # 0 to 1: of the way from float weights to quantised ones
 
     def __post_init__(self) -> None:
         for name, bits in (("input", self.input_bits), ("gradient", self.gradient_bits)):
@@ -104,7 +107,7 @@ class QuantConv2d(nn.Conv2d):
             input_range = 1.0 if spec.input_quantizer == "paper" else spec.input_range
             x_BCHW = _apply(QuantiseInput, x_BCHW, spec.input_bits, input_range)
         if spec.weight_bits != FULL:
-            weight = _apply(QuantiseWeight, weight, spec.weight_bits, spec.alpha)
+            weight = _apply(QuantiseWeight, weight, spec.weight_bits, spec.alpha, spec.weight_share)
         y_BCHW = F.conv2d(x_BCHW, weight, None, self.stride, self.padding)
         if spec.gradient_bits != FULL and torch.is_grad_enabled():
             generator = self.rounding.generator(y_BCHW.device)
@@ -160,6 +163,25 @@ def quantised_weights(model: nn.Module) -> list[Tensor]:
         for module in model.modules()
         if isinstance(module, QuantConv2d) and module.spec.weight_bits != FULL
     ]
+
+
+@contextmanager
+def weights_on_their_way(model: nn.Module, share: float) -> Iterator[None]:
+    """Within it, training steps have weights at `share` of the way to 1 or 2 bits."""
+
+    def set_share(share: float) -> None:
+        for module in model.modules():
+            if isinstance(module, QuantConv2d):
+                module.spec = replace(module.spec, weight_share=share)
+
+    if share == 1:
+        yield
+        return
+    set_share(share)
+    try:
+        yield
+    finally:
+        set_share(1.0)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from fedcunet.training.local import (
     train_pass,
 )
 from fedcunet.training.network import build_network
-from fedcunet.training.schedule import rate_factor
+from fedcunet.training.schedule import rate_factor, weight_share
 from fedcunet.training.training_log import TrainingLog, open_training_log
 
 LAST, BEST, HISTORY, TENSORBOARD = (
@@ -126,7 +126,8 @@ def train_network(
                 num_epochs=training.epochs,
                 is_face=train_set.scheme.is_face,
             )
-            set_learning_rate(optimizer, rate)
+            share = weight_share(training.ramp, epoch=epoch - 1, num_epochs=training.epochs)
+            set_learning_rate(optimizer, rate, share=share)
             result = train_pass(
                 trained,
                 crops if team is None else team.share(crops, epoch),
@@ -136,6 +137,7 @@ def train_network(
                 sigma=config.data.sigma,
                 augmentation=augmentation_of(config.data, train_set.scheme),
                 seed=(config.seed, epoch) if team is None else (config.seed, epoch, team.rank),
+                share=share,
                 progress=_step_reporter(log, on_step, epoch),
             )
             if team is not None:

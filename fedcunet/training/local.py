@@ -19,7 +19,12 @@ from fedcunet.data.crops import CropBatch, Crops, CropSubset
 from fedcunet.data.disk_cache import DiskCache
 from fedcunet.data.prefetch import prefetched
 from fedcunet.errors import RunFailure
-from fedcunet.quant.layers import clamp_latent_weights, quantised_weights, seed_rounding
+from fedcunet.quant.layers import (
+    clamp_latent_weights,
+    quantised_weights,
+    seed_rounding,
+    weights_on_their_way,
+)
 from fedcunet.quant.storage import Stored
 from fedcunet.training.compact import CompactOptimizer
 from fedcunet.training.losses import make_targets, supervised_loss, supervisions_of
@@ -36,12 +41,19 @@ _FACTOR = "rate_factor"  # of a group: its learning rate over that of the settin
 
 
 def make_optimizer(
-    model: nn.Module, training: TrainingConfig, learning_rate: float
+    model: nn.Module, training: TrainingConfig, learning_rate: float, *, share: float = 1.0
 ) -> torch.optim.Optimizer:
     """The setting's optimiser over all parameters, in the form that the network's storage has.
 
     Latent weights are a group of their own, at `latent_rate` times the rate of the others.
-    BinaryConnect has a higher rate for them too (Courbariaux et al., NeurIPS 2015, section 2.5).
+    BinaryConnect has rates of their own for them too (Courbariaux et al., NeurIPS 2015, section
+    2.5).
+
+    Args:
+        model: the network.
+        training: names the optimiser.
+        learning_rate: see `set_learning_rate`.
+        share: see `set_learning_rate`.
     """
     factors = dict.fromkeys(quantised_weights(model), training.latent_rate)
     groups: dict[float, list[nn.Parameter]] = {}
@@ -53,14 +65,22 @@ def make_optimizer(
         optimizer = CompactOptimizer(model, given, training.optimizer)
     else:
         optimizer = OPTIMIZERS[training.optimizer](given)
-    set_learning_rate(optimizer, learning_rate)
+    set_learning_rate(optimizer, learning_rate, share=share)
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The rate of an optimiser of `make_optimizer` from here on."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, learning_rate: float, *, share: float = 1.0
+) -> None:
+    """The rate of an optimiser of `make_optimizer` from here on.
+
+    Args:
+        optimizer: its groups of parameters have factors.
+        learning_rate: where the factor is 1.
+        share: how far latent weights are on the way to their bits; floats learn as others do.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group[_FACTOR]
+        group["lr"] = learning_rate * (1 + share * (group[_FACTOR] - 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +142,7 @@ def train_pass(
     sigma: float,
     augmentation: Augmentation | None,
     seed: Sequence[int],
+    share: float = 1.0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> LocalResult:
     """Trains `model` in place for `num_epochs` passes over `crops`.
@@ -137,6 +158,7 @@ def train_pass(
         sigma: of the target Gaussians in heatmap pixels; it sets the discs' radius too.
         augmentation: None for the plain crops.
         seed: integers that identify this pass, such as (seed, round, client).
+        share: how far weights at 1 or 2 bits are on the way there; after the pass they are there.
         progress: called after each step with steps done, steps in all, and the step's loss.
 
     Raises:
@@ -159,27 +181,28 @@ def train_pass(
     def make(indices: list[int]) -> CropBatch:
         return crops.batch(indices, augmentation=augmentation, generator=generator)
 
-    for step, batch in enumerate(prefetched(make, plan), start=1):
-        images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
-        labelled_BK = batch.labelled_BK.to(device)
-        targets = make_targets(
-            supervisions,
-            batch.points_BK2.to(device),
-            labelled_BK,
-            side=images_B3HW.shape[-1] // STRIDE,
-            stride=STRIDE,
-            sigma=sigma,
-        )
-        loss = supervised_loss(model(images_B3HW), supervisions, targets, labelled_BK)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        clamp_latent_weights(latent)
-        losses.append(float(loss.detach()))
-        if not np.isfinite(losses[-1]):
-            raise RunFailure(f"training step {step}: the loss is {losses[-1]}; lower the rate")
-        if progress is not None:
-            progress(step, len(plan), losses[-1])
+    with weights_on_their_way(model, share):
+        for step, batch in enumerate(prefetched(make, plan), start=1):
+            images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
+            labelled_BK = batch.labelled_BK.to(device)
+            targets = make_targets(
+                supervisions,
+                batch.points_BK2.to(device),
+                labelled_BK,
+                side=images_B3HW.shape[-1] // STRIDE,
+                stride=STRIDE,
+                sigma=sigma,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss = supervised_loss(model(images_B3HW), supervisions, targets, labelled_BK)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            clamp_latent_weights(latent)
+            losses.append(float(loss.detach()))
+            if not np.isfinite(losses[-1]):
+                raise RunFailure(f"training step {step}: the loss is {losses[-1]}; lower the rate")
+            if progress is not None:
+                progress(step, len(plan), losses[-1])
     return LocalResult(
         num_examples=sum(map(len, plan)),
         num_steps=len(plan),

@@ -1,4 +1,4 @@
-"""Learning rates over a training.
+"""Learning rates over a training, and how far weights are on the way to their bits.
 
 The named schedules are the paper's (Tang et al., ECCV 2018, section 4, "Training"): for faces the
 rate is divided by 5, 2 and 2 at epochs 30, 60 and 90, for poses by 5 at epoch 100.
@@ -33,3 +33,15 @@ def rate_factor(schedule: str, *, epoch: float, num_epochs: float, is_face: bool
     paper = FACE if is_face else POSE
     steps = paper if schedule == "paper" else parse_schedule(schedule)
     return math.prod(factor for start, factor in steps if epoch >= start)
+
+
+def weight_share(ramp: float, *, epoch: float, num_epochs: float) -> float:
+    """How far weights are on the way from floats, 0, to 1 or 2 bits, 1, at `epoch` (0-based).
+
+    Args:
+        ramp: share of the training after which they are there; the way is linear.
+        epoch: passes over the data done so far.
+        num_epochs: passes of the whole training.
+    """
+    length = ramp * num_epochs
+    return min(epoch / length, 1.0) if length else 1.0

@@ -1,5 +1,7 @@
 """Quantisers: values by hand, straight-through gradients, unbiased rounding."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,9 +13,14 @@ from fedcunet.quant.functions import (
     QuantiseWeight,
     binarise,
     quantise_gradient,
+    quantise_weight,
     ternarise,
 )
-from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
+from fedcunet.quant.layers import (
+    clamp_latent_weights,
+    quantised_weights,
+    weights_on_their_way,
+)
 from fedcunet.quant.outputs import GradientQuantiser
 from fedcunet.quant.rounding import Rounding
 from fedcunet.quant.workspace import Workspace
@@ -42,9 +49,43 @@ def test_ternary_weights_have_the_threshold_of_each_filter() -> None:
     assert ternarise(filters([0.0, 0.0]), scaled=True).flatten().tolist() == [0, 0]
 
 
+def test_weights_on_their_way_lie_between_latent_and_quantised_ones() -> None:
+    weight = filters([0.5, -0.25, 0.0, -0.25], [0.0, 0.0, 0.0, 0.0])
+    halfway = quantise_weight(weight, 1, scaled=True, share=0.5)
+    assert halfway[0].flatten().tolist() == [0.375, -0.25, 0.125, -0.25]
+    assert quantise_weight(weight, 1, scaled=True, share=0.0).equal(weight)
+    assert quantise_weight(weight, 1, scaled=True, share=1.0).equal(binarise(weight, scaled=True))
+    # Unscaled codes are 4 times the filter's mean magnitude, and the latent weights are made so.
+    halfway = quantise_weight(weight, 1, scaled=False, share=0.5)
+    assert halfway[0].flatten().tolist() == [1.5, -1.0, 0.5, -1.0]
+    assert halfway.isfinite().all()
+    # The weights beyond the ternary threshold have a mean magnitude of 0.3.
+    weight = filters([0.5, -0.2, 0.1, -0.2])
+    start = quantise_weight(weight, 2, scaled=False, share=0.0)
+    assert start.flatten().tolist() == pytest.approx([0.5 / 0.3, -0.2 / 0.3, 0.1 / 0.3, -0.2 / 0.3])
+
+
+def test_a_network_has_its_weights_on_their_way_only_inside() -> None:
+    floats = DUNet(1, 0, 3, width=16, growth=8).eval()
+    spec = QuantSpec(weight_bits=1, alpha=True)
+    model = quantise_network(copy.deepcopy(floats), spec)
+    image = torch.rand(1, 3, 64, 64)
+    binary = model(image)[0]
+
+    def use_and_fail() -> None:
+        with weights_on_their_way(model, 0.0):
+            assert model(image)[0].equal(floats(image)[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    assert not binary.allclose(floats(image)[0])
+    assert model(image)[0].equal(binary)
+
+
 def test_weight_gradient_passes_inside_and_stops_outside_one() -> None:
     weight = filters([0.5, -1.0, 1.5, -2.0]).requires_grad_()
-    QuantiseWeight.apply(weight, 1, False).sum().backward()
+    QuantiseWeight.apply(weight, 1, False, 1.0).sum().backward()
     assert weight.grad.flatten().tolist() == [1, 1, 0, 0]
 
 

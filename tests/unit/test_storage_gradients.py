@@ -46,8 +46,10 @@ def test_gradients_are_those_of_plain_autograd(
         QuantSpec(input_bits=4, input_quantizer="paper"),
         QuantSpec(input_bits=8, weight_bits=1, alpha=True, input_quantizer="source"),
         QuantSpec(input_bits=4, weight_bits=2, input_quantizer="source"),
+        QuantSpec(weight_bits=1, alpha=True, weight_share=0.25),
+        QuantSpec(input_bits=8, weight_bits=2, input_quantizer="source", weight_share=0.75),
     ],
-    ids=lambda spec: f"{spec.name} {spec.input_quantizer}",
+    ids=lambda spec: f"{spec.name} {spec.input_quantizer} {spec.weight_share}",
 )
 def test_quantised_gradients_are_those_of_fake_quantisation(spec: QuantSpec) -> None:
     plain = network(spec)

@@ -40,7 +40,7 @@ from fedcunet.training.network import (
     state_tensors,
 )
 from fedcunet.training.packed import pack_network
-from fedcunet.training.schedule import rate_factor
+from fedcunet.training.schedule import rate_factor, weight_share
 
 CONFIG = RunConfig().replace(
     model__unets=1,
@@ -67,6 +67,12 @@ def test_other_schedules() -> None:
     assert rate_factor("cosine", epoch=0, num_epochs=100, is_face=True) == 1
     assert rate_factor("cosine", epoch=100, num_epochs=100, is_face=True) == pytest.approx(0.01)
     assert rate_factor("2:0.5,4:0.1", epoch=4, num_epochs=9, is_face=True) == pytest.approx(0.05)
+
+
+def test_weights_get_to_their_bits_after_the_ramp() -> None:
+    shares = [weight_share(0.5, epoch=epoch, num_epochs=8) for epoch in range(8)]
+    assert shares == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert weight_share(0, epoch=0, num_epochs=8) == 1
 
 
 @pytest.mark.parametrize("schedule", ["", "papr", "1:", "1:-1", "-1:2", "1:nan"])
