@@ -51,6 +51,7 @@ class Epoch:
     result: LocalResult
     evaluation: Evaluation
     learning_rate: float
+    share: float  # how far weights were on the way to 1 or 2 bits; they are evaluated with them
     is_best: bool
     best_percent: float  # of all epochs so far, those before a resume too
 
@@ -126,7 +127,9 @@ def train_network(
                 num_epochs=training.epochs,
                 is_face=train_set.scheme.is_face,
             )
-            share = weight_share(training.ramp, epoch=epoch - 1, num_epochs=training.epochs)
+            share = 1.0
+            if config.quant.has_latent_weights:
+                share = weight_share(training.ramp, epoch=epoch - 1, num_epochs=training.epochs)
             set_learning_rate(optimizer, rate, share=share)
             result = train_pass(
                 trained,
@@ -161,6 +164,7 @@ def train_network(
                 result=result,
                 evaluation=evaluation,
                 learning_rate=rate,
+                share=share,
                 is_best=is_best,
                 best_percent=abs(best),
             )

@@ -369,3 +369,17 @@ def test_latent_weights_have_a_rate_of_their_own(name: Literal["rmsprop", "sgd",
         factor = 5 if one in latent else 1
         assert moved[key] == pytest.approx(factor * moved["stem.conv.weight"], rel=1e-3)
         assert (one in latent) == (one.dim() == 4 and key not in ends)
+
+
+def test_an_epoch_says_how_far_weights_are(make_300w: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_300w({"helen/trainset": ["1_1.jpg", "2_1.jpg"], "helen/testset": ["3_1.jpg"]})
+    sets = load("300w", root, "train"), load("300w", root, "test")
+    config = CONFIG.replace(training__ramp=1.0)
+    found: dict[str, list[float]] = {"8,1,8": [], "8,32,8": []}
+    for bits, shares in found.items():
+        changed = config.replace(quant__bits=bits, quant__alpha=False)
+        note = shares.append
+        train_network(
+            changed, *sets, tmp_path / bits, on_epoch=lambda epoch, note=note: note(epoch.share)
+        )
+    assert found == {"8,1,8": [0.0, 0.5], "8,32,8": [1.0, 1.0]}
