@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ class Setting:
         paper: NME over float32's in the paper's Table 5; None where it has no such row.
         quantizer: of the inputs; "" where they are not quantised.
         aim: the ratio that is wanted.
+        at_once: weights have their bits from the first step, as in the paper.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Setting:
     paper: float | None
     quantizer: str = ""
     aim: float | None = None
+    at_once: bool = False
 
     @property
     def key(self) -> str:
@@ -43,9 +45,9 @@ class Setting:
         return f"{self.name}-{self.quantizer}" if self.quantizer else self.name
 
     @property
-    def has_latent_weights(self) -> bool:
-        """Whether its weights have 1 or 2 bits."""
-        return self.bits.split(",")[1] != "32"
+    def has_ramp(self) -> bool:
+        """Whether its weights get to 1 or 2 bits by and by."""
+        return not self.at_once and self.bits.split(",")[1] != "32"
 
 
 # Names, bits, alpha, the paper's ratio; the first of 8 and 6 bits are the defaults.
@@ -71,10 +73,11 @@ BY_QUANTIZER = {
     for quantizer in QUANTIZERS
 }
 MAIN = (PLAIN[0], *BY_QUANTIZER["source"][:2])  # more seeds, and first
-SETTINGS = (*PLAIN, *(setting for q in QUANTIZERS for setting in BY_QUANTIZER[q]))
+AT_ONCE = replace(MAIN[1], name="BW-alpha-QIG-818-at-once", aim=None, at_once=True)
+SETTINGS = (*PLAIN, *(setting for q in QUANTIZERS for setting in BY_QUANTIZER[q]), AT_ONCE)
 # In the order in which they are trained: the paper's rows, then what is only to be compared.
-EARLY = [one for one in SETTINGS if one.quantizer != "ranged" and one not in MAIN]
-LATE = BY_QUANTIZER["ranged"]
+LATE = (AT_ONCE, *BY_QUANTIZER["ranged"])
+EARLY = [one for one in SETTINGS if one not in (*MAIN, *LATE)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Run:
     def folder(self, out: Path) -> Path:
         """Where it is trained; whatever changes its result is in the name."""
         rate = f"rate-{self.rate:g}"
-        if self.setting.has_latent_weights:
+        if self.setting.has_ramp:
             rate += f"-latent-{LATENT_RATE:g}-ramp-{RAMP:g}"
         size = out / f"{self.size}px-{self.epochs}epochs"
         return size / self.setting.key / rate / f"seed-{self.seed}"
@@ -124,7 +127,7 @@ class Run:
         if self.setting.quantizer:
             options["input-quantizer"] = self.setting.quantizer
         words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-        if self.setting.has_latent_weights:
+        if self.setting.has_ramp:
             words += ["--latent-rate", str(LATENT_RATE), "--ramp", str(RAMP)]
         flags = ["--alpha"] if self.setting.alpha else []
         flags += ["--resume"] if (folder / "last.safetensors").exists() else []

@@ -30,8 +30,8 @@ def test_all_settings_come_at_both_rates_and_sizes_and_the_defaults_first(tmp_pa
     runs = plan(tmp_path)
     assert {run.setting for run in runs[:6]} == set(MAIN)
     assert len(runs) == len(set(runs))
-    assert len(runs) == len(SETTINGS) * len(RATES) * 2 == 88
-    assert len({run.folder(tmp_path) for run in runs}) == 88
+    assert len(runs) == len(SETTINGS) * len(RATES) * 2 == 92
+    assert len({run.folder(tmp_path) for run in runs}) == 92
     assert {run.seed for run in runs} == {0}
 
 
@@ -85,21 +85,22 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
         "x",
         "[1]",
         '{"run": "../elsewhere", "epochs": 15, "percent": 5.0}',
-        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
-        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
-        '{"run": "64px-15epochs/BW/rate-0.001/seed-0", "epochs": 15, "percent": NaN}',
+        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
+        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
+        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 15, "percent": NaN}',
     ],
 )
 def test_odd_results_are_refused_in_a_line_and_none_is_taken(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = '{"run": "64px-15epochs/TW/rate-0.001/seed-0", "epochs": 15, "percent": 5.0}'
+    good = '{"run": "64px-15epochs/float32/rate-0.003/seed-0", "epochs": 15, "percent": 5.0}'
     file, out = tmp_path / "results.jsonl", tmp_path / "out"
     file.write_text(f"{good}\n{line}\n")
     words = ["accuracy.py", "--known", str(file), "--out", str(out), "--report"]
     monkeypatch.setattr("sys.argv", words)
-    with pytest.raises(SystemExit, match="expected runs of this study"):
+    with pytest.raises(SystemExit, match="expected runs of this study") as refusal:
         accuracy.main()
+    assert repr(line) in str(refusal.value)
     assert not out.exists()
 
 
@@ -108,4 +109,15 @@ def test_every_setting_is_the_one_that_its_name_says(setting: Setting) -> None:
     values = {"quant__input_quantizer": setting.quantizer} if setting.quantizer else {}
     config = RunConfig().replace(quant__bits=setting.bits, quant__alpha=setting.alpha, **values)
     name = config.quant.spec().name.replace("α", "alpha").replace("(", "-").replace(")", "")
-    assert name == setting.name
+    assert name == setting.name.removesuffix("-at-once")
+
+
+def test_weights_get_to_their_bits_by_and_by_unless_at_once(tmp_path: Path) -> None:
+    ways = {}
+    for setting in SETTINGS:
+        run = Run(setting, 64, 15, RATES[0], 0)
+        words = run.command(tmp_path, "300w", "r", 16)
+        ways[setting.key] = ("--ramp" in words, "ramp" in str(run.folder(tmp_path)))
+    assert ways.pop("float32") == (False, False)
+    assert ways.pop("BW-alpha-QIG-818-at-once-source") == (False, False)
+    assert set(ways.values()) == {(True, True)}
