@@ -228,7 +228,7 @@ def report(arguments: argparse.Namespace) -> None:
         cells = [row["ratio"], row["paper_ratio"], row["aim"]]
         texts = ["–" if cell is None else f"{cell:.2f}" for cell in cells]
         untried = "*" if row["rates_tried"] < len(RATES) else " "
-        print(f"{row['size']:>4} {row['setting']:17} {row['input_quantizer'] or '–':9} "
+        print(f"{row['size']:>4} {row['setting']:24} {row['input_quantizer'] or '–':9} "
               f"{row['rate']:>6g}{untried} {row['seeds']:>5} {row['nme_percent']:>6.2f} "
               f"{texts[0]:>6} {texts[1]:>6} {texts[2]:>5}")  # fmt: skip
     print("NME after the last epoch, at the better learning rate (*: the other is not done yet).")

@@ -221,9 +221,8 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    rounds = config.federation.rounds
-    share = weight_share(training.ramp, epoch=round_number - 1, num_epochs=rounds)
-    optimizer = make_optimizer(model, training, learning_rate, share=share)
+    way = weight_share(config, done=round_number - 1, total=config.federation.rounds)
+    optimizer = make_optimizer(model, training, learning_rate, weight_share=way)
     return train_pass(
         model,
         crops,
@@ -233,7 +232,7 @@ def _train_locally(
         sigma=data.sigma,
         augmentation=augmentation_of(data, _dataset(data).scheme),
         seed=(config.seed, round_number, client),
-        share=share,
+        weight_share=way,
     )
 
 

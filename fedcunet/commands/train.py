@@ -222,7 +222,7 @@ def _best_text(epochs: list[Epoch]) -> str:
 def _epoch_line(epoch: Epoch, num_epochs: int, seconds_left: float) -> str:
     left = f"  {timedelta(seconds=round(seconds_left))} left" if epoch.epoch < num_epochs else ""
     rate = epoch.result.num_examples / epoch.result.seconds
-    ramp = f"  weights {epoch.share:.0%} on their way" if epoch.share < 1 else ""
+    ramp = f"  weights {epoch.weight_share:.0%} on their way" if epoch.weight_share < 1 else ""
     return (
         f"epoch {epoch.epoch}/{num_epochs}  loss {epoch.result.loss:.5f}  "
         f"{epoch.evaluation.metric_name} {epoch.evaluation.percent:.2f}"

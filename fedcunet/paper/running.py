@@ -119,7 +119,8 @@ def is_finished(out: Path) -> bool:
 
 def _flat(setting: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in setting.items() if key != "config"}
-    return dict(setting.get("config", {})) | others
+    # A key that came later was at its default.
+    return RunConfig().flat() | dict(setting.get("config", {})) | others
 
 
 def _score_training(out: Path, train_set: AnnotationSet, epoch: int) -> None:

@@ -51,7 +51,7 @@ class Epoch:
     result: LocalResult
     evaluation: Evaluation
     learning_rate: float
-    share: float  # how far weights were on the way to 1 or 2 bits; they are evaluated with them
+    weight_share: float  # of the way to 1 or 2 bits; they are evaluated with all of these
     is_best: bool
     best_percent: float  # of all epochs so far, those before a resume too
 
@@ -127,10 +127,8 @@ def train_network(
                 num_epochs=training.epochs,
                 is_face=train_set.scheme.is_face,
             )
-            share = 1.0
-            if config.quant.has_latent_weights:
-                share = weight_share(training.ramp, epoch=epoch - 1, num_epochs=training.epochs)
-            set_learning_rate(optimizer, rate, share=share)
+            way = weight_share(config, done=epoch - 1, total=training.epochs)
+            set_learning_rate(optimizer, rate, weight_share=way)
             result = train_pass(
                 trained,
                 crops if team is None else team.share(crops, epoch),
@@ -140,7 +138,7 @@ def train_network(
                 sigma=config.data.sigma,
                 augmentation=augmentation_of(config.data, train_set.scheme),
                 seed=(config.seed, epoch) if team is None else (config.seed, epoch, team.rank),
-                share=share,
+                weight_share=way,
                 progress=_step_reporter(log, on_step, epoch),
             )
             if team is not None:
@@ -164,7 +162,7 @@ def train_network(
                 result=result,
                 evaluation=evaluation,
                 learning_rate=rate,
-                share=share,
+                weight_share=way,
                 is_best=is_best,
                 best_percent=abs(best),
             )
@@ -200,7 +198,10 @@ def _resume(
     """Loads the last checkpoint into `model`; returns the next epoch and the best merit so far."""
     checkpoint = load_checkpoint(out / LAST)
     before, now = checkpoint.config.flat(), config.flat()
-    changed = [key for key in now if before[key] != now[key] and key not in MAY_CHANGE]
+    may_change = set(MAY_CHANGE)
+    if config.training.ramp and config.quant.has_latent_weights:
+        may_change.remove("training.epochs")  # weights that have their bits would lose them again
+    changed = [key for key in now if before[key] != now[key] and key not in may_change]
     if changed:
         raise UserError(f"{out / LAST}: was trained with another {', '.join(changed)}")
     if not {"epoch", "best"} <= checkpoint.facts.keys():
@@ -282,6 +283,7 @@ def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch, team: T
         "loss": result.loss,
         evaluation.metric_name: evaluation.percent,
         "learning_rate": epoch.learning_rate,
+        "weight_share": epoch.weight_share,
         "seconds": result.seconds,
         "images_per_second": result.num_examples / result.seconds,
     }
@@ -292,6 +294,7 @@ def _record(path: Path, log: TrainingLog, steps_done: int, epoch: Epoch, team: T
     values = {
         "train/loss": result.loss,
         "train/learning_rate": epoch.learning_rate,
+        "train/weight_share": epoch.weight_share,
         "train/images_per_second": line["images_per_second"],
         f"evaluation/{evaluation.metric_name}": evaluation.percent,
         "epoch": epoch.epoch,

@@ -41,7 +41,7 @@ _FACTOR = "rate_factor"  # of a group: its learning rate over that of the settin
 
 
 def make_optimizer(
-    model: nn.Module, training: TrainingConfig, learning_rate: float, *, share: float = 1.0
+    model: nn.Module, training: TrainingConfig, learning_rate: float, *, weight_share: float = 1.0
 ) -> torch.optim.Optimizer:
     """The setting's optimiser over all parameters, in the form that the network's storage has.
 
@@ -53,7 +53,7 @@ def make_optimizer(
         model: the network.
         training: names the optimiser.
         learning_rate: see `set_learning_rate`.
-        share: see `set_learning_rate`.
+        weight_share: see `set_learning_rate`.
     """
     factors = dict.fromkeys(quantised_weights(model), training.latent_rate)
     groups: dict[float, list[nn.Parameter]] = {}
@@ -65,22 +65,23 @@ def make_optimizer(
         optimizer = CompactOptimizer(model, given, training.optimizer)
     else:
         optimizer = OPTIMIZERS[training.optimizer](given)
-    set_learning_rate(optimizer, learning_rate, share=share)
+    set_learning_rate(optimizer, learning_rate, weight_share=weight_share)
     return optimizer
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, learning_rate: float, *, share: float = 1.0
+    optimizer: torch.optim.Optimizer, learning_rate: float, *, weight_share: float = 1.0
 ) -> None:
     """The rate of an optimiser of `make_optimizer` from here on.
 
     Args:
         optimizer: its groups of parameters have factors.
         learning_rate: where the factor is 1.
-        share: how far latent weights are on the way to their bits; floats learn as others do.
+        weight_share: how far latent weights are on the way to their bits; floats learn as others
+            do.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * (1 + share * (group[_FACTOR] - 1))
+        group["lr"] = learning_rate * (1 + weight_share * (group[_FACTOR] - 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +143,7 @@ def train_pass(
     sigma: float,
     augmentation: Augmentation | None,
     seed: Sequence[int],
-    share: float = 1.0,
+    weight_share: float = 1.0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> LocalResult:
     """Trains `model` in place for `num_epochs` passes over `crops`.
@@ -158,7 +159,8 @@ def train_pass(
         sigma: of the target Gaussians in heatmap pixels; it sets the discs' radius too.
         augmentation: None for the plain crops.
         seed: integers that identify this pass, such as (seed, round, client).
-        share: how far weights at 1 or 2 bits are on the way there; after the pass they are there.
+        weight_share: how far weights at 1 or 2 bits are on the way there; after the pass they are
+            there.
         progress: called after each step with steps done, steps in all, and the step's loss.
 
     Raises:
@@ -181,7 +183,7 @@ def train_pass(
     def make(indices: list[int]) -> CropBatch:
         return crops.batch(indices, augmentation=augmentation, generator=generator)
 
-    with weights_on_their_way(model, share):
+    with weights_on_their_way(model, weight_share):
         for step, batch in enumerate(prefetched(make, plan), start=1):
             images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)
             labelled_BK = batch.labelled_BK.to(device)
@@ -193,8 +195,8 @@ def train_pass(
                 stride=STRIDE,
                 sigma=sigma,
             )
-            optimizer.zero_grad(set_to_none=True)
             loss = supervised_loss(model(images_B3HW), supervisions, targets, labelled_BK)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             clamp_latent_weights(latent)

@@ -6,6 +6,7 @@ rate is divided by 5, 2 and 2 at epochs 30, 60 and 90, for poses by 5 at epoch 1
 
 import math
 
+from fedcunet.config import RunConfig
 from fedcunet.config.schedule import parse_schedule
 
 FACE = ((30.0, 1 / 5), (60.0, 1 / 2), (90.0, 1 / 2))
@@ -35,13 +36,18 @@ def rate_factor(schedule: str, *, epoch: float, num_epochs: float, is_face: bool
     return math.prod(factor for start, factor in steps if epoch >= start)
 
 
-def weight_share(ramp: float, *, epoch: float, num_epochs: float) -> float:
-    """How far weights are on the way from floats, 0, to 1 or 2 bits, 1, at `epoch` (0-based).
+def weight_share(config: RunConfig, *, done: float, total: float) -> float:
+    """How far a step's weights are on the way from floats, 0, to their 1 or 2 bits, 1.
+
+    The way is linear, and takes `training.ramp` of the training; the last epoch or round always
+    has all bits. 1 where there is no way to go.
 
     Args:
-        ramp: share of the training after which they are there; the way is linear.
-        epoch: passes over the data done so far.
-        num_epochs: passes of the whole training.
+        config: the setting.
+        done: epochs or rounds done so far.
+        total: of the whole training.
     """
-    length = ramp * num_epochs
-    return min(epoch / length, 1.0) if length else 1.0
+    length = min(round(config.training.ramp * total, 9), total - 1)
+    if length <= 0 or not config.quant.has_latent_weights:
+        return 1.0
+    return min(done / length, 1.0)

@@ -10,20 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import clients.app
 from clients.listener import Listener
 from clients.offer import Offer
 from clients.reach import probe
 from clients.supernode import Supernode, node_config_text
-from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import Family, free_port
-from fedcunet.training.network import build_network
 from server.certificates import Certificates, make_certificates
 
 
@@ -200,31 +195,3 @@ def test_a_family_is_ended_to_the_last_child_even_where_the_parent_has_gone(pare
     family.process.stdout.close()
     assert family.members() == []
     assert family.process.returncode in (0, -signal.SIGTERM)
-
-
-def test_weights_get_their_bits_over_the_rounds_of_a_run(
-    make_300w: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = RunConfig().replace(
-        model__unets=1,
-        model__order=0,
-        quant__bits="32,1,32",
-        data__name="300w",
-        data__root=str(make_300w({"helen/trainset": ["1_1.jpg"], "helen/testset": ["2_1.jpg"]})),
-        training__ramp=0.5,
-        training__latent_rate=3.0,
-        federation__rounds=4,
-    )
-    seen: list[tuple[float, list[float]]] = []
-
-    def watched(
-        model: object, crops: object, optimizer: torch.optim.Optimizer, **named: Any
-    ) -> None:
-        rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
-        seen.append((named["share"], rates))
-
-    monkeypatch.setattr(clients.app, "train_pass", watched)
-    model = build_network(config, 68)
-    for number in range(1, 5):
-        clients.app._train_locally(model, None, config, 0.25, 0, number)  # type: ignore[arg-type]
-    assert seen == [(0, [0.25]), (0.5, [0.25, 0.5]), (1, [0.25, 0.75]), (1, [0.25, 0.75])]

@@ -138,7 +138,8 @@ def step(model: Stored, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("iterative", [False, True])
 def test_steps_in_the_backward_pass_are_those_after_it(iterative: bool) -> None:
     models = [frugal(QuantSpec(weight_bits=1, alpha=True), iterative=iterative) for _ in range(2)]
-    step(models[0], make_optimizer(models[0], TrainingConfig(optimizer="sgd"), 0.1))
+    training = TrainingConfig(optimizer="sgd", latent_rate=3.0)
+    step(models[0], make_optimizer(models[0], training, 0.1))
     assert all(parameter.grad is None for parameter in models[0].parameters())
     assert models[1].update is None
     latent = set(quantised_weights(models[1]))

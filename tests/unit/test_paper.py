@@ -18,7 +18,7 @@ from fedcunet.paper.anew import Listener, curve_epochs, make_table
 from fedcunet.paper.budget import Budget, limited, make_plans
 from fedcunet.paper.ranks import agreement, ranks
 from fedcunet.paper.report import full_size_parameters, remarks, text_tables
-from fedcunet.paper.running import RowResult
+from fedcunet.paper.running import SETTING, RowResult, check_setting, setting_of
 from fedcunet.paper.tables import FIGURE4, TABLE1, TABLE2, TABLE3, TABLES
 
 TWO_ROWS = dataclasses.replace(TABLE2, rows=TABLE2.rows[:2])
@@ -242,3 +242,14 @@ def test_a_figure_without_naive_networks_is_refused(
     assert (code, out) == (1, "")
     assert "fewer than two naive networks fit" in errors.splitlines()[-1]
     assert not (tmp_path / "none").exists()
+
+
+def test_a_row_trained_before_a_key_came_had_its_default(budget: Budget, tmp_path: Path) -> None:
+    sets = load("300w", budget.root, "train"), load("300w", budget.root, "test")
+    config = RunConfig()
+    before = setting_of(config, sets)
+    del before["config"]["training.ramp"]
+    (tmp_path / SETTING).write_text(json.dumps(before))
+    check_setting(tmp_path, config, sets)
+    with pytest.raises(UserError, match=r"was trained with training\.ramp 0\.0, now 0\.5"):
+        check_setting(tmp_path, config.replace(training__ramp=0.5), sets)

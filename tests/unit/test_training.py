@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,6 @@ from fedcunet.training.local import (
     augmentation_of,
     batches,
     make_optimizer,
-    set_learning_rate,
     train_pass,
 )
 from fedcunet.training.losses import regression_loss
@@ -40,7 +39,7 @@ from fedcunet.training.network import (
     state_tensors,
 )
 from fedcunet.training.packed import pack_network
-from fedcunet.training.schedule import rate_factor, weight_share
+from fedcunet.training.schedule import rate_factor
 
 CONFIG = RunConfig().replace(
     model__unets=1,
@@ -67,12 +66,6 @@ def test_other_schedules() -> None:
     assert rate_factor("cosine", epoch=0, num_epochs=100, is_face=True) == 1
     assert rate_factor("cosine", epoch=100, num_epochs=100, is_face=True) == pytest.approx(0.01)
     assert rate_factor("2:0.5,4:0.1", epoch=4, num_epochs=9, is_face=True) == pytest.approx(0.05)
-
-
-def test_weights_get_to_their_bits_after_the_ramp() -> None:
-    shares = [weight_share(0.5, epoch=epoch, num_epochs=8) for epoch in range(8)]
-    assert shares == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
-    assert weight_share(0, epoch=0, num_epochs=8) == 1
 
 
 @pytest.mark.parametrize("schedule", ["", "papr", "1:", "1:-1", "-1:2", "1:nan"])
@@ -347,39 +340,3 @@ def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="not found"):
         central(faces, tmp_path / "new", epochs=1, resume=True)
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adam"])
-def test_latent_weights_have_a_rate_of_their_own(name: Literal["rmsprop", "sgd", "adam"]) -> None:
-    config = RunConfig().replace(model__unets=1, model__order=0, quant__bits="32,1,32")
-    model = build_network(config, 68)
-    before = {key: one.detach().clone() for key, one in model.named_parameters()}
-    optimizer = make_optimizer(model, TrainingConfig(optimizer=name, latent_rate=5.0), 1.0)
-    set_learning_rate(optimizer, 1e-3)
-    for one in model.parameters():
-        one.grad = torch.ones_like(one)
-    optimizer.step()
-    latent = set(quantised_weights(model))
-    moved = {
-        key: float((one.detach() - before[key]).abs().mean())
-        for key, one in model.named_parameters()
-    }
-    ends = {f"{layer}.weight" for layer in model.end_layers()}  # type: ignore[operator]
-    for key, one in model.named_parameters():
-        factor = 5 if one in latent else 1
-        assert moved[key] == pytest.approx(factor * moved["stem.conv.weight"], rel=1e-3)
-        assert (one in latent) == (one.dim() == 4 and key not in ends)
-
-
-def test_an_epoch_says_how_far_weights_are(make_300w: Callable[..., Path], tmp_path: Path) -> None:
-    root = make_300w({"helen/trainset": ["1_1.jpg", "2_1.jpg"], "helen/testset": ["3_1.jpg"]})
-    sets = load("300w", root, "train"), load("300w", root, "test")
-    config = CONFIG.replace(training__ramp=1.0)
-    found: dict[str, list[float]] = {"8,1,8": [], "8,32,8": []}
-    for bits, shares in found.items():
-        changed = config.replace(quant__bits=bits, quant__alpha=False)
-        note = shares.append
-        train_network(
-            changed, *sets, tmp_path / bits, on_epoch=lambda epoch, note=note: note(epoch.share)
-        )
-    assert found == {"8,1,8": [0.0, 0.5], "8,32,8": [1.0, 1.0]}
