@@ -7,11 +7,11 @@
 
 DU-Net(2), batch 16, RMSprop, cosine schedule; weights at 1 or 2 bits with `--latent-rate 3 --ramp
 0.5`. Every setting is trained at two learning rates and counts at the better one; float32 and the
-default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. These are 104 runs. With
-1,159 training images (the folders afw and helen of 300-W) 15 epochs at 64×64 take 5 to 15 minutes
-of one core and 6 epochs at 128×128 8 to 20: 14 to 25 core-hours. The most important runs come
-first: the default and the paper's input quantiser before the widened one, and at the larger size
-the rate that was better at the smaller one first.
+default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. `-at-once` is the default
+without the two options. These are 104 runs. With 1,159 training images (the folders afw and helen
+of 300-W) 15 epochs at 64×64 take 5 to 15 minutes of one core and 6 epochs at 128×128 8 to 20: 14 to
+25 core-hours. The most important runs come first: the default and the paper's input quantiser
+before the widened one, and at the larger size the rate that was better at the smaller one first.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.

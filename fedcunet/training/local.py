@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "adam": lambda groups: torch.optim.Adam(groups, fused=True),
 }
-_FACTOR = "rate_factor"  # of a group: its learning rate over that of the setting
+_FACTOR = "factor"  # of a group: its learning rate over that of the setting
 
 
 def make_optimizer(
