@@ -25,8 +25,8 @@ def network(
     return model
 
 
-def batch(size: int, height: int = 64, width: int = 64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
+def batch(size: int, height: int = 64, width: int = 64, *, seed: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     image = torch.rand(size, 3, height, width, generator=generator, dtype=torch.float64)
     shape = (size, 3, height // 4, width // 4)
     return image, torch.rand(shape, generator=generator, dtype=torch.float64)

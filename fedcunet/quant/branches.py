@@ -99,7 +99,13 @@ class BranchBackward:
         self.scaled_weight = scaled
 
     def input_gradient(
-        self, padded_nhWI: Tensor, x_nhWI: Tensor, dy_nhWO: Tensor, step_nI: Tensor, above: int
+        self,
+        padded_nhWI: Tensor,
+        x_nhWI: Tensor,
+        dy_nhWO: Tensor,
+        middle_nI: Tensor,
+        step_nI: Tensor,
+        above: int,
     ) -> Tensor:
         """The gradient of what the sources' values give here, but for BatchNorm's late terms.
 
@@ -107,6 +113,7 @@ class BranchBackward:
             padded_nhWI: what was activated, with rows of zeros beyond the map's edges.
             x_nhWI: the sources' codes.
             dy_nhWO: the gradient of the convolution's output.
+            middle_nI: what a code of zero stands for.
             step_nI: of the codes.
             above: how many of the rows of zeros are above.
         """
@@ -132,10 +139,11 @@ class BranchBackward:
         if branch.input_range():
             dz_nhWI.mul_(r_nhWI < branch.input_range())
         assert self.normaliser is not None
-        self.normaliser.sum_C += dz_nhWI.sum((0, 1, 2))
+        sum_nI = dz_nhWI.sum((1, 2))
         # r is not needed any more.
         by_code_nI = torch.mul(dz_nhWI, x_nhWI, out=r_nhWI).sum((1, 2))
-        self.normaliser.sum_x_C += (by_code_nI * step_nI).sum(0)
+        self.normaliser.sum_C += sum_nI.sum(0)
+        self.normaliser.sum_x_C += (by_code_nI * step_nI).addcmul_(sum_nI, middle_nI).sum(0)
         return dz_nhWI
 
     def _convolution_backward(self, read_nhWI: Tensor, dy_nhWO: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from fedcunet.quant.branches import Branch, BranchBackward, convolve
 from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import GradientQuantiser, Output, unpool
 from fedcunet.quant.pieces import Input, Strip, Surroundings, chunks, strips
-from fedcunet.quant.sources import FULL, Source, quantise_values
+from fedcunet.quant.sources import FULL, Source, encode, source_grid
 
 
 class Stage:
@@ -82,6 +82,7 @@ class Stage:
         branch: Branch,
         normaliser: Normaliser | None,
         x_nhWI: Tensor,
+        middle_nI: Tensor,
         step_nI: Tensor,
         strip: Strip,
     ) -> Tensor:
@@ -95,16 +96,20 @@ class Stage:
             padded_nhWI[:, : strip.above].zero_()
             padded_nhWI[:, strip.above + height :].zero_()
         if normaliser is not None:
-            factor_n11I = (step_nI * normaliser.alpha_C)[:, None, None]
-            torch.addcmul(normaliser.shift_C, x_nhWI, factor_n11I, out=r_nhWI).relu_()
+            factor_nI = step_nI * normaliser.alpha_C
+            shift_nI = torch.addcmul(normaliser.shift_C, middle_nI, normaliser.alpha_C)
+            torch.addcmul(_over(shift_nI), x_nhWI, _over(factor_nI), out=r_nhWI).relu_()
             return padded_nhWI
-        torch.mul(x_nhWI, step_nI[:, None, None], out=r_nhWI)
+        torch.addcmul(_over(middle_nI), x_nhWI, _over(step_nI), out=r_nhWI)
         if branch.activation == "sigmoid":
             r_nhWI.sigmoid_()
         return padded_nhWI
 
-    def _steps(self) -> Tensor:
-        return torch.cat([each.source.step_BC for each in self.inputs], 1)
+    def _grids(self) -> tuple[Tensor, Tensor]:
+        """Middles and steps (B, I) of all inputs."""
+        sources = [each.source for each in self.inputs]
+        middles = torch.cat([source.middle_BC for source in sources], 1)
+        return middles, torch.cat([source.step_BC for source in sources], 1)
 
     def forward(self) -> None:
         """Puts the results into the outputs and updates the running statistics."""
@@ -125,7 +130,7 @@ class Stage:
     def _run(
         self, branches: list[Branch], normalisers: list[Normaliser | None], *, again: bool
     ) -> None:
-        steps_BI = self._steps()
+        middles_BI, steps_BI = self._grids()
         weights = [branch.weight() for branch in branches]
         for samples, all_strips in self._chunks():
             results = [
@@ -144,7 +149,7 @@ class Stage:
                     branches, normalisers, weights, results, strict=True
                 ):
                     padded_nhWI = self._activated(
-                        branch, normaliser, x_nhWI, steps_BI[samples], strip
+                        branch, normaliser, x_nhWI, middles_BI[samples], steps_BI[samples], strip
                     )
                     read_nhWI = branch.read(padded_nhWI, self.around.workspace)
                     convolve(read_nhWI, weight, y_nHWO[:, strip.rows])
@@ -156,17 +161,21 @@ class Stage:
     def _add(self, branch: Branch, samples: slice, y_nHWO: Tensor) -> None:
         """Quantises a convolution's result, and adds the branch's other map."""
         assert branch.added is not None
-        bits = branch.spec.source_bits
+        bits, workspace = branch.spec.source_bits, self.around.workspace
+        other_middle, other_step = branch.added.source.grid(samples)
         if bits != FULL:
-            quantise_values(y_nHWO, bits)
-        workspace = self.around.workspace
+            flat_nPO = y_nHWO.flatten(1, 2)
+            grid = source_grid(flat_nPO.amin(1), flat_nPO.amax(1), bits)
+            middle, step = _over(grid[0]), _over(grid[1])
+            encode(y_nHWO, middle, step, out=y_nHWO)
+            torch.addcmul(middle + other_middle, y_nHWO, step, out=y_nHWO)
         other_nHWO = workspace.take("x", *y_nHWO.shape)
         branch.added.load(samples, slice(0, self.height), other_nHWO, workspace)
-        y_nHWO.addcmul_(other_nHWO, branch.added.source.step_BC[samples][:, None, None])
+        y_nHWO.addcmul_(other_nHWO, other_step)
 
     def backward(self) -> None:
         """Adds to the waiting gradients of the inputs; hands over those of the parameters."""
-        around, steps_BI = self.around, self._steps()
+        around, (middles_BI, steps_BI) = self.around, self._grids()
         parts = [
             BranchBackward(branch, self._normaliser(branch), around.workspace, str(number))
             for number, branch in enumerate(self.branches)
@@ -186,14 +195,15 @@ class Stage:
                 x_nhWI = self._codes(samples, strip.read)
                 total_nhWI: Tensor | None = None
                 for part, dy_nHWO in zip(parts, dys, strict=True):
+                    grid = middles_BI[samples], steps_BI[samples]
                     padded_nhWI = self._activated(
-                        part.branch, part.normaliser, x_nhWI, steps_BI[samples], strip
+                        part.branch, part.normaliser, x_nhWI, *grid, strip
                     )
                     dz_nhWI = part.input_gradient(
                         padded_nhWI,
                         x_nhWI,
                         dy_nHWO[:, strip.rows],
-                        steps_BI[samples],
+                        *grid,
                         strip.above,
                     )
                     total_nhWI = dz_nhWI if total_nhWI is None else total_nhWI.add_(dz_nhWI)
@@ -268,3 +278,8 @@ class Stage:
             part = slice(start, stop)
             each.source.add_late(by_value_I[part], constant_I[part], each.scale**2)
             start = stop
+
+
+def _over(values_nC: Tensor) -> Tensor:
+    """For all pixels of a sample: (n, 1, 1, C)."""
+    return values_nC[:, None, None]

@@ -2,9 +2,11 @@
 
 A source is what a convolution puts out (after the pooling that follows it), the stem's output, or
 a sum of maps. Everything else in the network is recomputed from sources. A source is stored once,
-as k-bit codes with one max-abs scale for every sample and channel, and every consumer reads the
-same codes. This differs from Tang et al., ECCV 2018, section 3.5, where the inputs of
-convolutions are quantised after BatchNorm and ReLU, with a fixed range.
+as k-bit codes with a grid of its own for every sample and channel, from the map's least value to
+its greatest, and every consumer reads the same codes. This differs from Tang et al., ECCV 2018,
+section 3.5, where the inputs of convolutions are quantised after BatchNorm and ReLU, with a fixed
+range. Maxima of a pooling, sums and what went through a ReLU are not symmetric: a grid around zero
+would have 4 dB more noise.
 
 Shapes: B batch, n some of its samples, C channels, H W the sides of a map, h some of its rows.
 Channels come last wherever maps are stored.
@@ -22,25 +24,28 @@ from fedcunet.quant.workspace import Workspace
 FULL = 32  # bits of what is not quantised
 
 
-def source_steps(low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """max|x| / L of maps with these lowest and highest values, L = 2^(k-1) - 1.
+def source_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Middle m and step s of maps with these least and greatest values: m + c s, c in [-L, L].
 
-    The step of a map of zeros, or so small that the step has no inverse, is 1; values that are
-    not finite make the step so.
+    L = 2^(k-1) - 1. A step is at least 2^-20 of the middle, so that `encode` cannot leave the
+    range; that of a map of zeros, or so small that it has no inverse, is 1. Values that are not
+    finite make the grid so.
     """
-    step = torch.maximum(high, -low) / (2 ** (bits - 1) - 1)
-    return torch.where(step < torch.finfo(step.dtype).tiny, torch.ones_like(step), step)
+    middle = low * 0.5 + high * 0.5
+    step = (high * 0.5 - low * 0.5) / (2 ** (bits - 1) - 1)
+    step = torch.maximum(step, middle.abs() * 2.0**-20)
+    step = torch.where(step < torch.finfo(step.dtype).tiny, torch.ones_like(step), step)
+    return middle, step
 
 
-def quantise_values(y_nHWC: Tensor, bits: int) -> None:
-    """`QuantiseSource` in place."""
-    flat_nPC = y_nHWC.flatten(1, 2)
-    step_n11C = source_steps(flat_nPC.amin(1), flat_nPC.amax(1), bits)[:, None, None]
-    y_nHWC.mul_(step_n11C.reciprocal()).round_().mul_(step_n11C)
+def encode(x: Tensor, middle: Tensor, step: Tensor, *, out: Tensor) -> Tensor:
+    """The codes c of values, put into `out`, which may be `x` itself."""
+    inverse = step.reciprocal()
+    return torch.addcmul(-middle * inverse, x, inverse, out=out).round_()
 
 
 class QuantiseSource(torch.autograd.Function):
-    """A map on its grid of k bits, whole multiples c in [-L, L] of a sample's and channel's step.
+    """A map on its grid of k bits, `source_grid` for each sample and channel.
 
     Nothing is clipped, the gradient passes straight through.
     """
@@ -48,8 +53,9 @@ class QuantiseSource(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, bits: int) -> Tensor:
         low_BC11, high_BC11 = x_BCHW.amin((2, 3), True), x_BCHW.amax((2, 3), True)
-        step_BC11 = source_steps(low_BC11, high_BC11, bits)
-        return (x_BCHW * step_BC11.reciprocal()).round_().mul_(step_BC11)
+        middle_BC11, step_BC11 = source_grid(low_BC11, high_BC11, bits)
+        y_BCHW = encode(x_BCHW, middle_BC11, step_BC11, out=torch.empty_like(x_BCHW))
+        return torch.addcmul(middle_BC11, y_BCHW, step_BC11, out=y_BCHW)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -98,7 +104,11 @@ class Source:
         if self._dtype == torch.uint8:
             self._stored_row = [packed_row(shape[2] * channels, self.width)]
         self.data: Tensor | None = None
-        self.step_BC = like.new_ones(batch, channels)
+        # A value is middle + step * code.
+        self.middle_BC, self.step_BC = (
+            like.new_zeros(batch, channels),
+            like.new_ones(batch, channels),
+        )
         # Mean and variance of each sample and channel, and of each channel.
         self.moments_2BC = like.new_empty(2, batch, channels)
         self.mean_C = self.variance_C = like.new_empty(0)
@@ -106,6 +116,10 @@ class Source:
         self.by_value_C = like.new_zeros(channels)
         self.constant_C = like.new_zeros(channels)
         self.is_normalised = False  # whether a consumer's BatchNorm had a gradient
+
+    def grid(self, samples: slice) -> tuple[Tensor, Tensor]:
+        """Middles and steps of some samples, (n, 1, 1, C)."""
+        return self.middle_BC[samples][:, None, None], self.step_BC[samples][:, None, None]
 
     def store(self, samples: slice, codes_nHWC: Tensor) -> None:
         """Takes the codes of some samples, whole numbers (or values, where bits are 32)."""
@@ -127,12 +141,12 @@ class Source:
             torch.sub(codes_nPC, mean_nC[:, None], out=squares_nPC).square_()
             variance_nC = squares_nPC.mean(1)
         else:
-            # A map's codes reach to +-L: its mean square is of the size of its variance, and the
+            # Codes reach from -L to L: their mean square is not far from their variance, and the
             # difference loses little.
             torch.mul(codes_nPC, codes_nPC, out=squares_nPC)
             variance_nC = (squares_nPC.mean(1) - mean_nC.square()).clamp_(min=0)
         step_nC = self.step_BC[samples]
-        self.moments_2BC[0, samples] = mean_nC * step_nC
+        self.moments_2BC[0, samples] = torch.addcmul(self.middle_BC[samples], mean_nC, step_nC)
         self.moments_2BC[1, samples] = variance_nC * step_nC.square()
 
     def finish(self) -> None:
@@ -162,8 +176,9 @@ class Source:
         """Puts the whole gradient of some samples into `place_nHWC`, and returns it."""
         if self.is_normalised:
             by_code_n11C = (self.by_value_C * self.step_BC[samples])[:, None, None]
+            constant_nC = torch.addcmul(self.constant_C, self.middle_BC[samples], self.by_value_C)
             self.load(samples, slice(None), place_nHWC)
-            torch.addcmul(self.constant_C, place_nHWC, by_code_n11C, out=place_nHWC)
+            torch.addcmul(constant_nC[:, None, None], place_nHWC, by_code_n11C, out=place_nHWC)
         else:
             place_nHWC.zero_()
         if self.waiting is not None:

@@ -53,14 +53,12 @@ class Sum:
             n = samples.stop - samples.start
             shape = (n, self.height, self.width, self.channels)
             total_nHWC = workspace.take("y 0", *shape)
-            for number, each in enumerate(self.inputs):
+            grids = [each.source.grid(samples) for each in self.inputs]
+            so_far = torch.stack([middle for middle, _ in grids]).sum(0)
+            for each, (_, step_n11C) in zip(self.inputs, grids, strict=True):
                 x_nHWC = workspace.take("x", *shape)
                 each.load(samples, slice(0, self.height), x_nHWC, workspace)
-                step_n11C = each.source.step_BC[samples][:, None, None]
-                if number == 0:
-                    torch.mul(x_nHWC, step_n11C, out=total_nHWC)
-                else:
-                    total_nHWC.addcmul_(x_nHWC, step_n11C)
+                so_far = torch.addcmul(so_far, x_nHWC, step_n11C, out=total_nHWC)
             self.output.put(samples, total_nHWC, again=again)
 
     def backward(self) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedcunet.quant.outputs import GradientQuantiser, gather, pool_codes, pool_values, unpool
 from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import QuantiseSource, Source
+from fedcunet.quant.sources import QuantiseSource, Source, encode, source_grid
 from fedcunet.quant.waiting import CodedGradient
 from fedcunet.quant.workspace import Workspace
 
@@ -46,14 +46,41 @@ def test_a_source_takes_its_bits(bits: int, share: float) -> None:
     assert source.data.nbytes == 2 * 8 * 16 * share
 
 
-def test_source_quantiser_has_a_scale_for_each_sample_and_channel() -> None:
-    x = torch.tensor([[[[0.4, -1.0]], [[30.0, 10.0]]], [[[0.0, 0.0]], [[-3.0, 0.4]]]])
+def test_source_quantiser_has_a_grid_for_each_sample_and_channel() -> None:
+    x = torch.tensor(
+        [[[[0.4, -1.0, 1.0]], [[30.0, 10.0, 21.0]]], [[[5.0, 5.0, 5.0]], [[-3.0, 0.0, -1.2]]]]
+    )
     x.requires_grad_()
-    y = QuantiseSource.apply(x, 3)  # levels -3 to 3
-    expected = [[[[1 / 3, -1.0]], [[30.0, 10.0]]], [[[0.0, 0.0]], [[-3.0, 0.0]]]]
+    y = QuantiseSource.apply(x, 3)  # six steps from the least to the greatest value
+    expected = [[[[1 / 3, -1, 1]], [[30, 10, 20]]], [[[5, 5, 5]], [[-3, 0, -1]]]]
     assert y.detach().allclose(torch.tensor(expected))
-    (y * torch.arange(8.0).view_as(y)).sum().backward()
-    assert x.grad.flatten().tolist() == list(range(8))
+    (y * torch.arange(12.0).view_as(y)).sum().backward()
+    assert x.grad.flatten().tolist() == list(range(12))
+
+
+@given(
+    bits=st.sampled_from([2, 4, 6, 8, 16]),
+    middle=st.sampled_from([0.0, 1.0, -1e6, 1e30, 2e38]),
+    half=st.sampled_from([0.0, 1e-42, 1e-30, 1e-6, 1.0, 1e38]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_no_code_is_beyond_its_bits_and_no_value_off_by_more_than_half_a_step(
+    bits: int, middle: float, half: float, seed: int
+) -> None:
+    levels = 2 ** (bits - 1) - 1
+    x = middle + half * (2 * torch.rand(50, generator=torch.Generator().manual_seed(seed)) - 1)
+    m, s = source_grid(x.min(), x.max(), bits)
+    codes = encode(x, m, s, out=torch.empty_like(x))
+    assert codes.isfinite().all()
+    assert codes.abs().max() <= levels
+    y = QuantiseSource.apply(x.view(1, 1, 5, 10), bits).flatten()
+    torch.testing.assert_close(y, m + codes * s, rtol=1e-6, atol=1e-6 * float(s))
+    # Steps below the smallest normal number are 1; where a map is nearly constant, they are as
+    # small as float32 allows.
+    tiny, unit = torch.finfo(x.dtype).tiny * levels, 2.0**-20 * x.abs().max()
+    span = x.max().double() - x.min().double()
+    assert (y.double() - x.double()).abs().max() <= span / (4 * levels) + unit + tiny
 
 
 def test_source_quantiser_passes_on_what_is_not_finite() -> None:
@@ -70,6 +97,7 @@ def test_packed_and_unpacked_sources_give_equal_codes_and_statistics(
     generator = torch.Generator().manual_seed(bits)
     codes = torch.randint(-levels, levels + 1, (3, 4, 6, channels), generator=generator).float()
     steps = torch.rand(3, channels, generator=generator) + 0.5
+    middles = torch.randn(3, channels, generator=generator) * levels
     sources = [
         Source((3, 4, 6, channels), bits=bits, packed=packed, like=codes)
         for packed in (True, False)
@@ -77,14 +105,14 @@ def test_packed_and_unpacked_sources_give_equal_codes_and_statistics(
     for source in sources:
         for sample in range(3):
             part = slice(sample, sample + 1)
-            source.step_BC[part] = steps[part]
+            source.middle_BC[part], source.step_BC[part] = middles[part], steps[part]
             source.store(part, codes[part].clone())
             source.measure(part, codes[part], Workspace(codes))
         source.finish()
         assert source.load(slice(0, 3), WHOLE, torch.empty_like(codes)).equal(codes)
         rows = codes[1:2, 2:4]
         assert source.load(slice(1, 2), slice(2, 4), torch.empty_like(rows)).equal(rows)
-        values = codes * steps[:, None, None]
+        values = middles[:, None, None] + codes * steps[:, None, None]
         assert source.mean_C.allclose(values.mean((0, 1, 2)), atol=levels * 1e-6)
         assert source.variance_C.allclose(values.var((0, 1, 2), correction=0), rtol=1e-4)
     assert sources[0].variance_C.equal(sources[1].variance_C)
