@@ -1,17 +1,18 @@
 """What quantisation costs in accuracy: NME over float32's on real faces, beside the paper's ratios.
 
     python benchmarks/accuracy.py --root DIR [--data 300w] [--out DIR] [--jobs N] [--hours H]
-                                  [--sizes 64 128] [--epochs 15 6] [--seeds 3] [--first N]
+                                  [--shape SIZE EPOCHS BATCH ...] [--seeds 3] [--first N]
     python benchmarks/accuracy.py --report [--out DIR] [--json]      what is there, at any time
     python benchmarks/accuracy.py --export FILE [--out DIR]   adds the runs that are done to FILE
 
-DU-Net(2), batch 16, RMSprop, cosine schedule; weights at 1 or 2 bits with `--latent-rate 3 --ramp
-0.5`. Every setting is trained at two learning rates and counts at the better one; float32 and the
-default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. `-at-once` is the default
-without the two options. These are 104 runs. With 1,159 training images (the folders afw and helen
-of 300-W) 15 epochs at 64×64 take 5 to 15 minutes of one core and 6 epochs at 128×128 8 to 20: 14 to
-25 core-hours. The most important runs come first: the default and the paper's input quantiser
-before the widened one, and at the larger size the rate that was better at the smaller one first.
+DU-Net(2), 15 epochs at 64×64 with batches of 16 and 6 at 128×128 with batches of 4 (other shapes:
+`--shape`, once for each), RMSprop, cosine schedule; weights at 1 or 2 bits with `--latent-rate 3
+--ramp 0.5`. Every setting is trained at two learning rates and counts at the better one; float32
+and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. `-at-once` is the
+default without the two options. These are 104 runs. With 1,159 training images (the folders afw and
+helen of 300-W) the first shape takes 5 to 15 minutes of one core and the second 12 to 25: 14 to 30
+core-hours. The most important runs come first: the default and the paper's input quantiser before
+the widened one, and in the second shape the rate that was better in the first one first.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
@@ -35,14 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 
 from benchmarks.accuracy_runs import (
     EARLY,
-    EPOCHS,
     LATE,
     MAIN,
     RATES,
     SETTINGS,
-    SIZES,
+    SHAPES,
     Run,
     Setting,
+    Shape,
     all_runs,
     export,
     take_known,
@@ -53,11 +54,11 @@ from fedcunet.files import held
 OUT = Path(".fedcunet/accuracy")
 
 
-def best_rate(setting: Setting, size: int, epochs: int, out: Path, failed: set[Run]) -> float:
+def best_rate(setting: Setting, shape: Shape, out: Path, failed: set[Run]) -> float:
     """The rate with the lower NME of seed 0; 0 while a rate is neither done nor failed."""
     scores: dict[float, float] = {}
     for rate in RATES:
-        run = Run(setting, size, epochs, rate, 0)
+        run = Run(setting, shape, rate, 0)
         if run.done(out):
             scores[rate] = run.result(out)[1]
         elif run not in failed:
@@ -65,41 +66,36 @@ def best_rate(setting: Setting, size: int, epochs: int, out: Path, failed: set[R
     return min(scores, key=lambda rate: scores[rate]) if scores else 0.0
 
 
-def planned(
-    sizes: Sequence[int], epochs: Sequence[int], seeds: int, out: Path, failed: set[Run]
-) -> Iterator[Run]:
+def planned(shapes: Sequence[Shape], seeds: int, out: Path, failed: set[Run]) -> Iterator[Run]:
     """All runs whose learning rate is known by now, the most important first."""
-    shape = list(zip(sizes, epochs, strict=True))
-    smallest = shape[0]
 
     def likely_rates(setting: Setting) -> list[float]:
-        """Both rates, first the one that was the better one at the smallest size."""
-        found = best_rate(setting, *smallest, out, failed)
+        """Both rates, first the one that was the better one in the first shape."""
+        found = best_rate(setting, shapes[0], out, failed)
         return sorted(RATES, key=lambda rate: rate != found)
 
-    def first_seed(settings: Sequence[Setting], size: int, count: int) -> Iterator[Run]:
-        runs = [[Run(s, size, count, rate, 0) for rate in likely_rates(s)] for s in settings]
-        if (size, count) == smallest:  # a setting after the other
+    def first_seed(settings: Sequence[Setting], shape: Shape) -> Iterator[Run]:
+        runs = [[Run(s, shape, rate, 0) for rate in likely_rates(s)] for s in settings]
+        if shape == shapes[0]:  # a setting after the other
             yield from (run for pair in runs for run in pair)
         else:  # the likely rate of all, then the other one
             yield from (run for pairs in zip(*runs, strict=True) for run in pairs)
 
-    def more_seeds(size: int, count: int) -> Iterator[Run]:
+    def more_seeds(shape: Shape) -> Iterator[Run]:
         for setting in MAIN:
-            rate = best_rate(setting, size, count, out, failed)
+            rate = best_rate(setting, shape, out, failed)
             if rate:
-                yield from (Run(setting, size, count, rate, seed) for seed in range(1, seeds))
+                yield from (Run(setting, shape, rate, seed) for seed in range(1, seeds))
 
-    for size, count in shape:
-        yield from first_seed(MAIN, size, count)
-    for size, count in shape[:1]:
-        yield from first_seed(EARLY, size, count)
-    for size, count in shape:
-        yield from more_seeds(size, count)
-    for size, count in shape[1:]:
-        yield from first_seed(EARLY, size, count)
-    for size, count in shape:
-        yield from first_seed(LATE, size, count)
+    for shape in shapes:
+        yield from first_seed(MAIN, shape)
+    yield from first_seed(EARLY, shapes[0])
+    for shape in shapes:
+        yield from more_seeds(shape)
+    for shape in shapes[1:]:
+        yield from first_seed(EARLY, shape)
+    for shape in shapes:
+        yield from first_seed(LATE, shape)
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -121,7 +117,7 @@ def work(arguments: argparse.Namespace) -> int:
                 )
             following = (
                 run
-                for run in planned(arguments.sizes, arguments.epochs, arguments.seeds, out, failed)
+                for run in planned(arguments.shapes, arguments.seeds, out, failed)
                 if run not in active and run not in failed and not run.done(out)
             )
             run = next(following, None) if started < arguments.first else None
@@ -146,7 +142,7 @@ def start(run: Run, arguments: argparse.Namespace) -> "subprocess.Popen[bytes]":
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            run.command(arguments.out, arguments.data, arguments.root, arguments.batch_size),
+            run.command(arguments.out, arguments.data, arguments.root),
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -156,14 +152,14 @@ def start(run: Run, arguments: argparse.Namespace) -> "subprocess.Popen[bytes]":
 def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What is known of each setting at each size; runs that are not done do not count."""
     out, rows = arguments.out, []
-    for size, epochs in zip(arguments.sizes, arguments.epochs, strict=True):
+    for shape in arguments.shapes:
         reference: float | None = None
         for setting in SETTINGS:
             by_rate = {
                 rate: [
                     run.result(out)[1]
                     for seed in range(arguments.seeds)
-                    if (run := Run(setting, size, epochs, rate, seed)).done(out)
+                    if (run := Run(setting, shape, rate, seed)).done(out)
                 ]
                 for rate in RATES
             }
@@ -176,8 +172,9 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             reference = nme if setting.name == "float32" else reference
             rows.append(
                 {
-                    "size": size,
-                    "epochs": epochs,
+                    "size": shape.size,
+                    "epochs": shape.epochs,
+                    "batch": shape.batch,
                     "setting": setting.name,
                     "input_quantizer": setting.quantizer,
                     "rate": rate,
@@ -198,18 +195,21 @@ def budget(arguments: argparse.Namespace) -> str:
     out = arguments.out
     num_done = num_left = 0
     seconds_left = 0.0
-    paces: dict[int, float] = {}
-    for size, epochs in zip(arguments.sizes, arguments.epochs, strict=True):
-        files = (out / f"{size}px-{epochs}epochs").rglob("history.jsonl")
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        if lines:
-            paces[size] = mean(line["seconds"] for line in lines)
-        runs = list(all_runs([size], [epochs], arguments.seeds))
+    for shape in arguments.shapes:
+        runs = list(all_runs([shape], arguments.seeds))
+        files = [run.folder(out) / "history.jsonl" for run in runs]
+        lines = [
+            json.loads(line)
+            for file in files
+            if file.exists()
+            for line in file.read_text().splitlines()
+        ]
+        pace = mean(line["seconds"] for line in lines) if lines else float("nan")
         done = sum(run.done(out) for run in runs)
         # Seeds beyond the first are at one of the two rates.
         left = len(runs) - (len(RATES) - 1) * len(MAIN) * (arguments.seeds - 1) - done
         num_done, num_left = num_done + done, num_left + left
-        seconds_left += left * epochs * paces.get(size, float("nan"))
+        seconds_left += left * shape.epochs * pace
     text = f"{num_done} runs done, {num_left} to do"
     if num_left and seconds_left == seconds_left:
         text += f": about {seconds_left / 3600:.1f} core-hours at the pace so far"
@@ -242,18 +242,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a core each")
     parser.add_argument("--hours", type=float, default=1e6, help="stop after so many")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="crop sides")
-    parser.add_argument("--epochs", type=int, nargs="+", default=list(EPOCHS), help="of each size")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        action="append",
+        metavar=("SIZE", "EPOCHS", "BATCH"),
+        help="crop side, epochs, examples of a step; once for each shape",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of float32 and the defaults")
-    parser.add_argument("--batch-size", type=int, default=16, help="examples of a step")
     parser.add_argument("--first", type=int, default=10**6, help="start at most so many runs")
     parser.add_argument("--known", type=Path, help="results of runs that need no training")
     parser.add_argument("--export", type=Path, help="add the done runs to this file, train nothing")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--json", action="store_true", help="the report as one JSON value")
     arguments = parser.parse_args()
-    if len(arguments.sizes) != len(arguments.epochs):
-        parser.error("--epochs: expected a number for each of --sizes")
+    arguments.shapes = [Shape(*each) for each in arguments.shape or ()] or list(SHAPES)
     if arguments.known:
         take_known(arguments)
     if arguments.report or arguments.export:

@@ -10,20 +10,22 @@ from safetensors.numpy import save_file
 
 from benchmarks import accuracy
 from benchmarks.accuracy import planned
-from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, Run, Setting
+from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, SHAPES, Run, Setting
 from fedcunet.config import RunConfig
+
+SMALL = SHAPES[0]
 
 
 def finish(run: Run, out: Path, percent: float, epoch: int | None = None) -> None:
     """Writes the last checkpoint of a run as a training would, without its tensors."""
     path = run.folder(out) / "last.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"epoch": str(run.epochs if epoch is None else epoch), "percent": repr(percent)}
+    facts = {"epoch": str(run.shape.epochs if epoch is None else epoch), "percent": repr(percent)}
     save_file({"x": np.zeros(1, np.float32)}, path, {"facts": json.dumps(facts)})
 
 
 def plan(out: Path) -> list[Run]:
-    return list(planned((64, 128), (15, 6), 3, out, set()))
+    return list(planned(SHAPES, 3, out, set()))
 
 
 def test_all_settings_come_at_both_rates_and_sizes_and_the_defaults_first(tmp_path: Path) -> None:
@@ -37,19 +39,19 @@ def test_all_settings_come_at_both_rates_and_sizes_and_the_defaults_first(tmp_pa
 
 def test_more_seeds_wait_for_the_better_rate(tmp_path: Path) -> None:
     for rate, percent in zip(RATES, (6.0, 7.0), strict=True):
-        finish(Run(MAIN[0], 64, 15, rate, 0), tmp_path, percent)
+        finish(Run(MAIN[0], SMALL, rate, 0), tmp_path, percent)
     more = [run for run in plan(tmp_path) if run.seed]
-    assert more == [Run(MAIN[0], 64, 15, RATES[0], seed) for seed in (1, 2)]
+    assert more == [Run(MAIN[0], SMALL, RATES[0], seed) for seed in (1, 2)]
 
 
 def test_a_run_is_done_with_its_last_epoch(tmp_path: Path) -> None:
-    run = Run(MAIN[0], 64, 15, RATES[0], 0)
+    run = Run(MAIN[0], SMALL, RATES[0], 0)
     assert run.result(tmp_path)[0] == 0
     assert math.isnan(run.result(tmp_path)[1])
-    assert "--resume" not in run.command(tmp_path, "300w", "r", 16)
+    assert "--resume" not in run.command(tmp_path, "300w", "r")
     finish(run, tmp_path, 9.5, epoch=14)
     assert not run.done(tmp_path)
-    assert "--resume" in run.command(tmp_path, "300w", "r", 16)
+    assert "--resume" in run.command(tmp_path, "300w", "r")
     finish(run, tmp_path, 9.25)
     assert run.done(tmp_path)
     assert run.result(tmp_path) == (15, 9.25)
@@ -59,7 +61,7 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    done, half = Run(MAIN[0], 64, 15, RATES[0], 0), Run(MAIN[1], 64, 15, RATES[0], 0)
+    done, half = Run(MAIN[0], SMALL, RATES[0], 0), Run(MAIN[1], SMALL, RATES[0], 0)
     finish(done, first, 9.25)
     finish(half, first, 9.5, epoch=14)
     file = tmp_path / "results.jsonl"
@@ -85,15 +87,17 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
         "x",
         "[1]",
         '{"run": "../elsewhere", "epochs": 15, "percent": 5.0}',
-        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
-        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
-        '{"run": "64px-15epochs/float32/rate-0.001/seed-0", "epochs": 15, "percent": NaN}',
+        '{"run": "64px-15epochs-batch16/float32/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
+        '{"run": "64px-15epochs-batch16/float32/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
+        '{"run": "64px-15epochs-batch16/float32/rate-0.001/seed-0", "epochs": 15, "percent": NaN}',
     ],
 )
 def test_odd_results_are_refused_in_a_line_and_none_is_taken(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = '{"run": "64px-15epochs/float32/rate-0.003/seed-0", "epochs": 15, "percent": 5.0}'
+    good = (
+        '{"run": "64px-15epochs-batch16/float32/rate-0.003/seed-0", "epochs": 15, "percent": 5.0}'
+    )
     file, out = tmp_path / "results.jsonl", tmp_path / "out"
     file.write_text(f"{good}\n{line}\n")
     words = ["accuracy.py", "--known", str(file), "--out", str(out), "--report"]
@@ -115,8 +119,8 @@ def test_every_setting_is_the_one_that_its_name_says(setting: Setting) -> None:
 def test_weights_get_to_their_bits_by_and_by_unless_at_once(tmp_path: Path) -> None:
     ways = {}
     for setting in SETTINGS:
-        run = Run(setting, 64, 15, RATES[0], 0)
-        words = run.command(tmp_path, "300w", "r", 16)
+        run = Run(setting, SMALL, RATES[0], 0)
+        words = run.command(tmp_path, "300w", "r")
         ways[setting.key] = ("--ramp" in words, "ramp" in str(run.folder(tmp_path)))
     assert ways.pop("float32") == (False, False)
     assert ways.pop("BW-alpha-QIG-818-at-once-source") == (False, False)
