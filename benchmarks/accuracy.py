@@ -10,7 +10,7 @@ DU-Net(2), 15 epochs at 64×64 with batches of 16 and 6 at 128×128 with batches
 --ramp 0.5`. Every setting is trained at two learning rates and counts at the better one; float32
 and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. `-at-once` is the
 default without the two options. These are 104 runs. With 1,159 training images (the folders afw and
-helen of 300-W) the first shape takes 5 to 15 minutes of one core and the second 12 to 25: 14 to 30
+helen of 300-W) the first shape takes 5 to 15 minutes of one core and the second 12 to 40: 14 to 40
 core-hours. The most important runs come first: the default and the paper's input quantiser before
 the widened one, and in the second shape the rate that was better in the first one first.
 
@@ -225,8 +225,8 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"{'size':>4} {'setting':24} {'quantiser':9} {'rate':>7} {'seeds':>5} "
           f"{'NME %':>6} {'ratio':>6} {'paper':>6} {'aim':>5}")  # fmt: skip
     for row in rows:
-        cells = [row["ratio"], row["paper_ratio"], row["aim"]]
-        texts = ["–" if cell is None else f"{cell:.2f}" for cell in cells]
+        cells = [(row["ratio"], 3), (row["paper_ratio"], 2), (row["aim"], 2)]
+        texts = ["–" if cell is None else f"{cell:.{digits}f}" for cell, digits in cells]
         untried = "*" if row["rates_tried"] < len(RATES) else " "
         print(f"{row['size']:>4} {row['setting']:24} {row['input_quantizer'] or '–':9} "
               f"{row['rate']:>6g}{untried} {row['seeds']:>5} {row['nme_percent']:>6.2f} "

@@ -22,7 +22,7 @@ from fedcunet.quant.branches import Branch, BranchBackward, convolve
 from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import GradientQuantiser, Output, unpool
 from fedcunet.quant.pieces import Input, Strip, Surroundings, chunks, strips
-from fedcunet.quant.sources import FULL, Source, encode, source_grid
+from fedcunet.quant.sources import FULL, Source, encode, map_grid, over_pixels
 
 
 class Stage:
@@ -98,9 +98,9 @@ class Stage:
         if normaliser is not None:
             factor_nI = step_nI * normaliser.alpha_C
             shift_nI = torch.addcmul(normaliser.shift_C, middle_nI, normaliser.alpha_C)
-            torch.addcmul(_over(shift_nI), x_nhWI, _over(factor_nI), out=r_nhWI).relu_()
+            torch.addcmul(over_pixels(shift_nI), x_nhWI, over_pixels(factor_nI), out=r_nhWI).relu_()
             return padded_nhWI
-        torch.addcmul(_over(middle_nI), x_nhWI, _over(step_nI), out=r_nhWI)
+        torch.addcmul(over_pixels(middle_nI), x_nhWI, over_pixels(step_nI), out=r_nhWI)
         if branch.activation == "sigmoid":
             r_nhWI.sigmoid_()
         return padded_nhWI
@@ -164,9 +164,7 @@ class Stage:
         bits, workspace = branch.spec.source_bits, self.around.workspace
         other_middle, other_step = branch.added.source.grid(samples)
         if bits != FULL:
-            flat_nPO = y_nHWO.flatten(1, 2)
-            grid = source_grid(flat_nPO.amin(1), flat_nPO.amax(1), bits)
-            middle, step = _over(grid[0]), _over(grid[1])
+            middle, step = map(over_pixels, map_grid(y_nHWO, bits))
             encode(y_nHWO, middle, step, out=y_nHWO)
             torch.addcmul(middle + other_middle, y_nHWO, step, out=y_nHWO)
         other_nHWO = workspace.take("x", *y_nHWO.shape)
@@ -278,8 +276,3 @@ class Stage:
             part = slice(start, stop)
             each.source.add_late(by_value_I[part], constant_I[part], each.scale**2)
             start = stop
-
-
-def _over(values_nC: Tensor) -> Tensor:
-    """For all pixels of a sample: (n, 1, 1, C)."""
-    return values_nC[:, None, None]

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedcunet.quant.functions import gradient_step
 from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import FULL, Source, encode, source_grid
+from fedcunet.quant.sources import FULL, Source, encode, map_grid
 from fedcunet.quant.workspace import Workspace
 
 
@@ -69,8 +69,7 @@ class Output:
 
     def _quantise(self, samples: slice, y_nHWC: Tensor, *, again: bool) -> None:
         if not again:
-            flat_nPC = y_nHWC.flatten(1, 2)
-            middle_nC, step_nC = source_grid(flat_nPC.amin(1), flat_nPC.amax(1), self.source.bits)
+            middle_nC, step_nC = map_grid(y_nHWC, self.source.bits)
             self.source.middle_BC[samples], self.source.step_BC[samples] = middle_nC, step_nC
         encode(y_nHWC, *self.source.grid(samples), out=y_nHWC)
 

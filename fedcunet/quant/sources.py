@@ -38,6 +38,17 @@ def source_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return middle, step
 
 
+def map_grid(y_nHWC: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """`source_grid` of each sample and channel: middles and steps (n, C)."""
+    flat_nPC = y_nHWC.flatten(1, 2)
+    return source_grid(flat_nPC.amin(1), flat_nPC.amax(1), bits)
+
+
+def over_pixels(values_nC: Tensor) -> Tensor:
+    """Values for all pixels of a sample and channel: (n, 1, 1, C)."""
+    return values_nC[:, None, None]
+
+
 def encode(x: Tensor, middle: Tensor, step: Tensor, *, out: Tensor) -> Tensor:
     """The codes c of values, put into `out`, which may be `x` itself."""
     inverse = step.reciprocal()
@@ -119,7 +130,7 @@ class Source:
 
     def grid(self, samples: slice) -> tuple[Tensor, Tensor]:
         """Middles and steps of some samples, (n, 1, 1, C)."""
-        return self.middle_BC[samples][:, None, None], self.step_BC[samples][:, None, None]
+        return over_pixels(self.middle_BC[samples]), over_pixels(self.step_BC[samples])
 
     def store(self, samples: slice, codes_nHWC: Tensor) -> None:
         """Takes the codes of some samples, whole numbers (or values, where bits are 32)."""
@@ -175,10 +186,10 @@ class Source:
     def gradient(self, samples: slice, place_nHWC: Tensor, workspace: Workspace) -> Tensor:
         """Puts the whole gradient of some samples into `place_nHWC`, and returns it."""
         if self.is_normalised:
-            by_code_n11C = (self.by_value_C * self.step_BC[samples])[:, None, None]
+            by_code_n11C = over_pixels(self.by_value_C * self.step_BC[samples])
             constant_nC = torch.addcmul(self.constant_C, self.middle_BC[samples], self.by_value_C)
             self.load(samples, slice(None), place_nHWC)
-            torch.addcmul(constant_nC[:, None, None], place_nHWC, by_code_n11C, out=place_nHWC)
+            torch.addcmul(over_pixels(constant_nC), place_nHWC, by_code_n11C, out=place_nHWC)
         else:
             place_nHWC.zero_()
         if self.waiting is not None:
