@@ -157,7 +157,7 @@ def all_runs(shapes: Sequence[Shape], seeds: int) -> Iterator[Run]:
 
 def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """The lines of an exported file by the names of their runs; exits if one is odd."""
-    runs = all_runs(arguments.shapes, arguments.seeds)
+    runs = all_runs([*SHAPES, *arguments.shapes], arguments.seeds)
     epochs = {str(run.folder(Path())): run.shape.epochs for run in runs}
     lines: dict[str, str] = {}
     try:

@@ -244,7 +244,7 @@ class Stage:
             rows = slice(0, self.height)
             (first,) = added_first
             self.around.add_gradient(branch.added, samples, rows, gradient_nhwO, first=first)
-        quantiser(gradient_nhwO, self.around.workspace)
+        quantiser(gradient_nhwO)
         if not pool:
             return gradient_nhwO
         n, _, _, channels = gradient_nhwO.shape

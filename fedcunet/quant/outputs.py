@@ -186,12 +186,12 @@ class GradientQuantiser:
     def __init__(self, bits: int, rounding: Rounding, peak: Tensor | None = None) -> None:
         self.bits, self.rounding, self.peak = bits, rounding, peak
 
-    def __call__(self, gradient_nHWC: Tensor, workspace: Workspace) -> Tensor:
+    def __call__(self, gradient_nHWC: Tensor) -> Tensor:
         """Quantises in place."""
         if self.bits == FULL:
             return gradient_nHWC
         step = gradient_step(self._peak(gradient_nHWC), self.bits)
-        self.rounding.scale_and_round_(gradient_nHWC, step.reciprocal(), workspace)
+        self.rounding.scale_and_round_(gradient_nHWC, step.reciprocal())
         return gradient_nHWC.mul_(step)
 
     def _peak(self, gradient_nHWC: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class CodedGradient:
         step = torch.where(step < 2.0**-120, 1.0, step)
         step_nh1C.copy_(step)
         inverse = step.to(total_nhWC.dtype).reciprocal_()
-        codes_nhWC.copy_(self.rounding.scale_and_round_(total_nhWC, inverse, workspace))
+        codes_nhWC.copy_(self.rounding.scale_and_round_(total_nhWC, inverse))
 
     def add_to(self, place_nHWC: Tensor, samples: slice, workspace: Workspace) -> None:
         """Adds what waits for some samples to `place_nHWC`."""

@@ -74,6 +74,8 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
     assert call("--out", first, "--export", file) == f"{file}: 1 runs\n"
     assert "1 runs done" in call("--out", second, "--known", file, "--report")
     assert done.result(second) == (15, 9.25)
+    other_shape = ("--shape", SHAPES[1].size, SHAPES[1].epochs, SHAPES[1].batch)
+    call("--out", second, "--known", file, *other_shape, "--report")  # the other's results may stay
     assert not half.done(second)
     finish(done, second, 9.125)  # trained here: counts
     finish(half, second, 8.5)

@@ -179,10 +179,9 @@ def test_gradients_are_quantised_on_their_grid_without_bias(one_scale: bool) -> 
     # The power of two at or above the peak over 1 - 1/8, in steps of an eighth.
     step = torch.exp2(torch.log2(peak / (1 - 1 / 8)).ceil()) / 8
     quantise = GradientQuantiser(bits, Rounding(), peak if one_scale else None)
-    workspace = Workspace(gradient)
     total = torch.zeros_like(gradient)
     for _ in range(repeats):
-        codes = quantise(gradient.clone(), workspace) / step
+        codes = quantise(gradient.clone()) / step
         assert codes.equal(codes.round())
         assert codes.abs().max() <= 2 ** (bits - 1) - 1
         total += codes
@@ -217,3 +216,28 @@ def test_random_bits_follow_from_the_seed_and_are_even() -> None:
     rounding.seed(5)
     rounding.fill(words)
     assert words.equal(first)
+
+
+@pytest.mark.parametrize("kind", ["one", "samples", "rows"])
+@pytest.mark.parametrize("shape", [(3, 64, 48, 24), (1, 1, 300, 500), (2, 3, 1, 1)])
+def test_values_of_any_number_are_rounded_with_factors_of_their_own(
+    kind: str, shape: tuple[int, int, int, int]
+) -> None:
+    n, height, _, channels = shape
+    factor_shape = {
+        "one": (), "samples": (n, 1, 1, channels), "rows": (n, height, 1, channels)
+    }[kind]  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    factor = torch.rand(factor_shape, generator=generator) * 50 + 1
+    values = torch.randn(shape, generator=generator)
+    exact = values * factor
+    rounding = Rounding()
+    first, second = (rounding.scale_and_round_(values.clone(), factor) for _ in range(2))
+    for found in (first, second):
+        assert found.equal(found.round())
+        assert (found - exact).abs().max() < 1.001
+        assert abs(float((found - exact).mean())) < 1 / 512 + 3 / values.numel() ** 0.5
+    if values.numel() > 1000:  # other numbers each time: half of the values between go elsewhere
+        assert 0.2 < float((first != second).float().mean()) < 0.5
+    rounding.seed(0)
+    assert rounding.scale_and_round_(values.clone(), factor).equal(first)

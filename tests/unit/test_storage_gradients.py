@@ -12,7 +12,6 @@ from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant import QuantSpec, pieces, quantise_network
 from fedcunet.quant.outputs import GradientQuantiser
 from fedcunet.quant.storage import store
-from fedcunet.quant.workspace import Workspace
 from tests.made_networks import batch, gradients, network, worst_difference
 
 
@@ -103,9 +102,9 @@ def test_one_scale_for_a_tensor_is_that_of_the_whole_batch(
     largest: dict[GradientQuantiser, float] = {}
 
     class Watched(GradientQuantiser):
-        def __call__(self, gradient: Tensor, workspace: Workspace) -> Tensor:
+        def __call__(self, gradient: Tensor) -> Tensor:
             largest[self] = max(largest.get(self, 0), float(gradient.abs().max()))
-            return super().__call__(gradient, workspace)
+            return super().__call__(gradient)
 
     monkeypatch.setattr("fedcunet.quant.engine.GradientQuantiser", Watched)
     spec = QuantSpec(input_bits=8, gradient_bits=8, gradient_scale="tensor")
