@@ -92,8 +92,8 @@ def test_packed_storage_saves_and_fake_quantisation_does_not() -> None:
     assert naive.keys() == COST_KEYS
     # Of so small a step the work space, which does not grow with the batch, is the most.
     assert packed["saved_bytes"] < 0.3 * naive["saved_bytes"]
-    # Beside what both have: the random bits of packed storage.
-    assert packed["static_bytes"] - naive["static_bytes"] == 4 * 2**15
+    # Beside what both have: the random bits and numbers of packed storage.
+    assert packed["static_bytes"] - naive["static_bytes"] == 4 * (2**15 + 2**17)
     assert packed["peak_ratio"] == packed["peak_bytes"] / naive["peak_bytes"] < 0.95
     assert fake_peak > naive["peak_bytes"]
 
