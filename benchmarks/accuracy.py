@@ -46,6 +46,7 @@ from benchmarks.accuracy_runs import (
     Shape,
     all_runs,
     export,
+    shape_of,
     take_known,
 )
 from fedcunet.errors import FolderInUse
@@ -57,7 +58,7 @@ OUT = Path(".fedcunet/accuracy")
 def best_rate(setting: Setting, shape: Shape, out: Path, failed: set[Run]) -> float:
     """The rate with the lower NME of seed 0; 0 while a rate is neither done nor failed."""
     scores: dict[float, float] = {}
-    for rate in RATES:
+    for rate in shape.rates:
         run = Run(setting, shape, rate, 0)
         if run.done(out):
             scores[rate] = run.result(out)[1]
@@ -69,13 +70,13 @@ def best_rate(setting: Setting, shape: Shape, out: Path, failed: set[Run]) -> fl
 def planned(shapes: Sequence[Shape], seeds: int, out: Path, failed: set[Run]) -> Iterator[Run]:
     """All runs whose learning rate is known by now, the most important first."""
 
-    def likely_rates(setting: Setting) -> list[float]:
-        """Both rates, first the one that was the better one in the first shape."""
-        found = best_rate(setting, shapes[0], out, failed)
-        return sorted(RATES, key=lambda rate: rate != found)
+    def likely_rates(setting: Setting, shape: Shape) -> list[float]:
+        """Both rates, first the one whose like, the lower or the higher, won in the first shape."""
+        won = best_rate(setting, shapes[0], out, failed) == shapes[0].rates[1]
+        return list(reversed(shape.rates) if won else shape.rates)
 
     def first_seed(settings: Sequence[Setting], shape: Shape) -> Iterator[Run]:
-        runs = [[Run(s, shape, rate, 0) for rate in likely_rates(s)] for s in settings]
+        runs = [[Run(s, shape, rate, 0) for rate in likely_rates(s, shape)] for s in settings]
         if shape == shapes[0]:  # a setting after the other
             yield from (run for pair in runs for run in pair)
         else:  # the likely rate of all, then the other one
@@ -161,7 +162,7 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     for seed in range(arguments.seeds)
                     if (run := Run(setting, shape, rate, seed)).done(out)
                 ]
-                for rate in RATES
+                for rate in shape.rates
             }
             tried = {rate: found for rate, found in by_rate.items() if found}
             if not tried:
@@ -207,7 +208,7 @@ def budget(arguments: argparse.Namespace) -> str:
         pace = mean(line["seconds"] for line in lines) if lines else float("nan")
         done = sum(run.done(out) for run in runs)
         # Seeds beyond the first are at one of the two rates.
-        left = len(runs) - (len(RATES) - 1) * len(MAIN) * (arguments.seeds - 1) - done
+        left = len(runs) - (len(shape.rates) - 1) * len(MAIN) * (arguments.seeds - 1) - done
         num_done, num_left = num_done + done, num_left + left
         seconds_left += left * shape.epochs * pace
     text = f"{num_done} runs done, {num_left} to do"
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--json", action="store_true", help="the report as one JSON value")
     arguments = parser.parse_args()
-    arguments.shapes = [Shape(*each) for each in arguments.shape or ()] or list(SHAPES)
+    arguments.shapes = [shape_of(*each) for each in arguments.shape or ()] or list(SHAPES)
     if arguments.known:
         take_known(arguments)
     if arguments.report or arguments.export:

@@ -58,7 +58,7 @@ from fedcunet.training.local import (
 )
 from fedcunet.training.network import build_network, get_vector, network_layout, set_vector
 from fedcunet.training.packed import unpack_network
-from fedcunet.training.schedule import weight_share
+from fedcunet.training.schedule import norm_is_frozen, weight_share
 
 app = ClientApp()
 logger = logging.getLogger(__name__)
@@ -221,7 +221,8 @@ def _train_locally(
 ) -> LocalResult:
     data, training = config.data, config.training
     # A fresh optimiser each round: a mobile client keeps nothing that the server could not lose.
-    way = weight_share(config, done=round_number - 1, total=config.federation.rounds)
+    done, total = round_number - 1, config.federation.rounds
+    way = weight_share(config, done=done, total=total)
     optimizer = make_optimizer(model, training, learning_rate, weight_share=way)
     return train_pass(
         model,
@@ -233,6 +234,7 @@ def _train_locally(
         augmentation=augmentation_of(data, _dataset(data).scheme),
         seed=(config.seed, round_number, client),
         weight_share=way,
+        freeze_norm=norm_is_frozen(config, done=done, total=total),
     )
 
 

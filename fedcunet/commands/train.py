@@ -74,6 +74,13 @@ def train(
     ramp: Annotated[
         float, typer.Option("--ramp", help="Share of the training until weights have their bits.")
     ] = 0.0,
+    freeze_norm: Annotated[
+        float,
+        typer.Option(
+            "--freeze-norm",
+            help="Share of the training, its last, in which BatchNorm keeps its statistics.",
+        ),
+    ] = 0.0,
     schedule: Annotated[
         str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
     ] = "paper",
@@ -108,7 +115,8 @@ def train(
     Decoded crops are kept in .fedcunet/cache for the next training.
 
     Weights at 1 or 2 bits learn better in few epochs with --latent-rate 3 --ramp 0.5. Each epoch is
-    judged with all bits in place, which weights on their way do not stand well.
+    judged with all bits in place, which weights on their way do not stand well. With batches of a
+    few examples, --freeze-norm 0.3 lets them learn with the statistics they are judged with.
     """
     config = RunConfig().replace(
         seed=seed,
@@ -134,6 +142,7 @@ def train(
         training__learning_rate=learning_rate,
         training__latent_rate=latent_rate,
         training__ramp=ramp,
+        training__freeze_norm=freeze_norm,
         training__schedule=schedule,
         training__optimizer=optimizer,
         training__threads=threads,

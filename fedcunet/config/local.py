@@ -128,6 +128,8 @@ class TrainingConfig:
     latent_rate: float = 1.0  # of weights at 1 or 2 bits, in learning rates
     # Over this share of the training they go from floats to their bits; 0: they have them at once.
     ramp: float = 0.0
+    # Over this share of the training, its last, BatchNorm keeps its running statistics.
+    freeze_norm: float = 0.0
     # paper: the paper's for the data set (face or pose); constant; cosine; or factors that apply
     # from an epoch on, such as "30:0.2,60:0.5,90:0.5".
     schedule: str = "paper"
@@ -140,6 +142,7 @@ class TrainingConfig:
         check_range("training.learning-rate", self.learning_rate, 1e-9, 100)
         check_range("training.latent-rate", self.latent_rate, 1e-3, 1000)
         check_range("training.ramp", self.ramp, 0, 1)
+        check_range("training.freeze-norm", self.freeze_norm, 0, 1)
         parse_schedule(self.schedule)
         check_range("training.epochs", self.epochs, 1, 100_000)
         check_range("training.local-epochs", self.local_epochs, 0.01, 1000)

@@ -10,7 +10,12 @@ SMALLEST_ALPHA = 1e-12
 
 
 def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
-    """BatchNorm's running statistics after a batch with `count` values a channel."""
+    """BatchNorm's running statistics after a batch with `count` values a channel.
+
+    In evaluation mode they stay.
+    """
+    if not norm.training:
+        return
     if count == 1:
         raise UserError("training: BatchNorm needs more than one value a channel: a larger batch")
     if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
@@ -24,6 +29,9 @@ def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, cou
 class Normaliser:
     """BatchNorm over a batch as alpha * x + shift, and its backward pass.
 
+    One in evaluation mode has its running statistics in place of the batch's, of which the batch's
+    values know nothing: by_value and constant are zero.
+
     The gradient of x is alpha * dz + by_value * x + constant. What is summed up is alpha * dz,
     for it comes out of the convolution's backward pass at no cost; where alpha is zero or nearly
     so, `scale_C` has a tiny number in its place, by which the sums can be divided.
@@ -32,6 +40,9 @@ class Normaliser:
     def __init__(
         self, norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int
     ) -> None:
+        if not norm.training:
+            assert norm.running_mean is not None and norm.running_var is not None
+            mean_C, variance_C = norm.running_mean, norm.running_var
         self.norm, self.mean_C, self.count = norm, mean_C, count
         self.inverse_C = torch.rsqrt(variance_C + norm.eps)
         self.alpha_C = norm.weight.detach() * self.inverse_C
@@ -46,8 +57,10 @@ class Normaliser:
         gradient_beta_C = self.sum_C / self.scale_C
         centred_C = self.sum_x_C - self.mean_C * self.sum_C
         gradient_gamma_C = self.inverse_C * centred_C / self.scale_C
-        by_value_C = -self.alpha_C * self.inverse_C * gradient_gamma_C / self.count
-        constant_C = -self.alpha_C * gradient_beta_C / self.count - by_value_C * self.mean_C
         collector.add(self.norm.weight, gradient_gamma_C)
         collector.add(self.norm.bias, gradient_beta_C)
+        if not self.norm.training:
+            return torch.zeros_like(self.alpha_C), torch.zeros_like(self.alpha_C)
+        by_value_C = -self.alpha_C * self.inverse_C * gradient_gamma_C / self.count
+        constant_C = -self.alpha_C * gradient_beta_C / self.count - by_value_C * self.mean_C
         return by_value_C, constant_C

@@ -65,11 +65,6 @@ class Stored(nn.Module):
     def _check_layers(self) -> None:
         """Refuses what plain layers would do in a training step and stages would leave out."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.training:
-                raise UserError(
-                    f"packed storage: expected every BatchNorm in training mode, found {name} in "
-                    "evaluation mode"
-                )
             if module is not self and any(getattr(module, kind) for kind in _MODULE_HOOKS):
                 raise UserError(
                     f"packed storage: expected no hooks on layers, which run as stages in "

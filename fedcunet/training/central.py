@@ -27,7 +27,7 @@ from fedcunet.training.local import (
     train_pass,
 )
 from fedcunet.training.network import build_network
-from fedcunet.training.schedule import rate_factor, weight_share
+from fedcunet.training.schedule import norm_is_frozen, rate_factor, weight_share
 from fedcunet.training.training_log import TrainingLog, open_training_log
 
 LAST, BEST, HISTORY, TENSORBOARD = (
@@ -139,6 +139,7 @@ def train_network(
                 augmentation=augmentation_of(config.data, train_set.scheme),
                 seed=(config.seed, epoch) if team is None else (config.seed, epoch, team.rank),
                 weight_share=way,
+                freeze_norm=norm_is_frozen(config, done=epoch - 1, total=training.epochs),
                 progress=_step_reporter(log, on_step, epoch),
             )
             if team is not None:

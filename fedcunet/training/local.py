@@ -133,6 +133,13 @@ def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
     return cut
 
 
+def freeze_norms(model: nn.Module) -> None:
+    """Puts every BatchNorm of `model` into evaluation mode, until `model.train()` is called."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def train_pass(
     model: nn.Module,
     crops: Crops | CropSubset,
@@ -144,6 +151,7 @@ def train_pass(
     augmentation: Augmentation | None,
     seed: Sequence[int],
     weight_share: float = 1.0,
+    freeze_norm: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> LocalResult:
     """Trains `model` in place for `num_epochs` passes over `crops`.
@@ -161,6 +169,9 @@ def train_pass(
         seed: integers that identify this pass, such as (seed, round, client).
         weight_share: how far weights at 1 or 2 bits are on the way there; after the pass they are
             there.
+        freeze_norm: BatchNorm normalises with its running statistics, which stay as they are. What
+            it learns then is what is used later, however small the batches (Wu and Johnson,
+            "Rethinking Batch in BatchNorm", 2021, arXiv 2105.07576, section 4).
         progress: called after each step with steps done, steps in all, and the step's loss.
 
     Raises:
@@ -178,6 +189,8 @@ def train_pass(
         order += generator.permutation(len(crops)).tolist()
     plan = batches(order[:wanted], batch_size)
     model.train()
+    if freeze_norm:
+        freeze_norms(model)
     losses = []
 
     def make(indices: list[int]) -> CropBatch:

@@ -1,4 +1,4 @@
-"""Learning rates over a training, and how far weights are on the way to their bits.
+"""Learning rates over a training, weights on the way to their bits, BatchNorm that is frozen.
 
 The named schedules are the paper's (Tang et al., ECCV 2018, section 4, "Training"): for faces the
 rate is divided by 5, 2 and 2 at epochs 30, 60 and 90, for poses by 5 at epoch 100.
@@ -51,3 +51,17 @@ def weight_share(config: RunConfig, *, done: float, total: float) -> float:
     if length <= 0 or not config.quant.has_latent_weights:
         return 1.0
     return min(done / length, 1.0)
+
+
+def norm_is_frozen(config: RunConfig, *, done: float, total: float) -> bool:
+    """Whether BatchNorm keeps its running statistics, and normalises with them.
+
+    So it is over the last `training.freeze-norm` of the training; the first epoch or round always
+    has the statistics of its batches.
+
+    Args:
+        config: the setting.
+        done: epochs or rounds done so far.
+        total: of the whole training.
+    """
+    return done > 0 and total - done <= round(config.training.freeze_norm * total, 9)

@@ -44,6 +44,24 @@ def test_more_seeds_wait_for_the_better_rate(tmp_path: Path) -> None:
     assert more == [Run(MAIN[0], SMALL, RATES[0], seed) for seed in (1, 2)]
 
 
+def test_the_rate_that_won_at_the_first_shape_comes_first_at_the_second(tmp_path: Path) -> None:
+    large = SHAPES[1]
+    assert large.rates != RATES
+
+    def first_of_large() -> float:
+        return next(run.rate for run in plan(tmp_path) if run.shape == large)
+
+    assert first_of_large() == large.rates[0]
+    for rate, percent in zip(RATES, (7.0, 6.0), strict=True):
+        finish(Run(MAIN[0], SMALL, rate, 0), tmp_path, percent)
+    assert first_of_large() == large.rates[1]
+    run = Run(MAIN[0], large, large.rates[1], 0)
+    words = run.command(tmp_path, "300w", "r")
+    assert words[words.index("--schedule") + 1] == large.schedule
+    assert words[words.index("--learning-rate") + 1] == str(large.rates[1])
+    assert "settling" in str(run.folder(tmp_path))
+
+
 def test_a_run_is_done_with_its_last_epoch(tmp_path: Path) -> None:
     run = Run(MAIN[0], SMALL, RATES[0], 0)
     assert run.result(tmp_path)[0] == 0
