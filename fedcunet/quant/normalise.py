@@ -9,6 +9,13 @@ from fedcunet.quant.collector import Collector
 SMALLEST_ALPHA = 1e-12
 
 
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
+    """The running mean and variance, and their momentum."""
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        raise UserError("packed storage: expected BatchNorm with running statistics and momentum")
+    return norm.running_mean, norm.running_var, norm.momentum
+
+
 def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
     """BatchNorm's running statistics after a batch with `count` values a channel.
 
@@ -18,10 +25,9 @@ def update_running(norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, cou
         return
     if count == 1:
         raise UserError("training: BatchNorm needs more than one value a channel: a larger batch")
-    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
-        raise UserError("packed storage: expected BatchNorm with running statistics and momentum")
-    norm.running_mean.lerp_(mean_C, norm.momentum)
-    norm.running_var.lerp_(variance_C * (count / (count - 1)), norm.momentum)
+    running_mean_C, running_variance_C, momentum = _running(norm)
+    running_mean_C.lerp_(mean_C, momentum)
+    running_variance_C.lerp_(variance_C * (count / (count - 1)), momentum)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
 
@@ -41,8 +47,7 @@ class Normaliser:
         self, norm: nn.BatchNorm2d, mean_C: Tensor, variance_C: Tensor, count: int
     ) -> None:
         if not norm.training:
-            assert norm.running_mean is not None and norm.running_var is not None
-            mean_C, variance_C = norm.running_mean, norm.running_var
+            mean_C, variance_C, _ = _running(norm)
         self.norm, self.mean_C, self.count = norm, mean_C, count
         self.inverse_C = torch.rsqrt(variance_C + norm.eps)
         self.alpha_C = norm.weight.detach() * self.inverse_C

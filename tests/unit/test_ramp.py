@@ -1,4 +1,4 @@
-"""Weights at 1 or 2 bits learn at a rate of their own, and get to their bits over a ramp."""
+"""Over a training: rates of latent weights, the ramp to their bits, BatchNorm that is frozen."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fedcunet.training import central
 from fedcunet.training.central import HISTORY, train_network
 from fedcunet.training.local import make_optimizer, set_learning_rate, train_pass
 from fedcunet.training.network import build_network
-from fedcunet.training.schedule import weight_share
+from fedcunet.training.schedule import norm_is_frozen, weight_share
 
 CONFIG = RunConfig().replace(
     model__unets=1,
@@ -46,6 +46,53 @@ def test_weights_get_to_their_bits_over_the_ramp() -> None:
     assert shares(1.0, 5) == [0, 0.25, 0.5, 0.75, 1]
     assert shares(0.5, 1) == [1]
     assert shares(0.07, 100)[7] == 1  # 0.07 * 100 is a little over 7
+
+
+def test_norms_are_frozen_over_the_last_share_but_never_first() -> None:
+    def frozen(share: float, total: int) -> list[bool]:
+        config = RunConfig().replace(training__freeze_norm=share)
+        return [norm_is_frozen(config, done=done, total=total) for done in range(total)]
+
+    assert frozen(0.0, 3) == [False] * 3
+    assert frozen(0.34, 6) == [False] * 4 + [True] * 2
+    assert frozen(0.07, 100).count(True) == 7  # 0.07 * 100 is a little over 7
+    assert frozen(0.29, 100).count(True) == 29  # a little under
+    assert frozen(1.0, 3) == [False, True, True]
+    assert frozen(1.0, 1) == [False]
+
+
+@pytest.mark.parametrize("storage", ["float32", "packed", "frugal"])
+def test_a_pass_with_frozen_norms_keeps_their_statistics(root: Path, storage: str) -> None:
+    config = CONFIG.replace(quant__storage=storage, quant__input_quantizer="source")
+    model = build_network(config, 68)
+    optimizer = make_optimizer(model, config.training, 1e-3)
+    crops = Crops(load("300w", root, "train").annotations, FACE68, size=64)
+
+    def moved(*, freeze_norm: bool) -> tuple[bool, bool]:
+        """Whether statistics and parameters change in a pass."""
+        buffers, parameters = (
+            [one.detach().clone() for one in found]
+            for found in (model.buffers(), model.parameters())
+        )
+        train_pass(
+            model,
+            crops,
+            optimizer,
+            batch_size=1,
+            num_epochs=1,
+            sigma=1.0,
+            augmentation=None,
+            seed=(0,),
+            freeze_norm=freeze_norm,
+        )
+        return (
+            not all(map(torch.equal, model.buffers(), buffers)),
+            not all(map(torch.equal, model.parameters(), parameters)),
+        )
+
+    assert moved(freeze_norm=False) == (True, True)
+    assert moved(freeze_norm=True) == (False, True)
+    assert moved(freeze_norm=False) == (True, True)
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "sgd", "adam"])
@@ -94,12 +141,12 @@ def test_epochs_bring_weights_to_their_bits(
 ) -> None:
     sets = load("300w", root, "train"), load("300w", root, "test")
     training = {"training__ramp": 1.0, "training__latent_rate": 5.0, "training__epochs": 3}
-    config = CONFIG.replace(**training, training__schedule="constant")
-    seen: list[tuple[float, list[float]]] = []
+    config = CONFIG.replace(**training, training__schedule="constant", training__freeze_norm=0.34)
+    seen: list[tuple[float, list[float], bool]] = []
 
     def watched(model: Any, crops: Any, optimizer: torch.optim.Optimizer, **named: Any) -> Any:
         rates = sorted({1e3 * float(group["lr"]) for group in optimizer.param_groups})
-        seen.append((named["weight_share"], rates))
+        seen.append((named["weight_share"], rates, named["freeze_norm"]))
         return train_pass(model, crops, optimizer, **named)
 
     monkeypatch.setattr(central, "train_pass", watched)
@@ -107,7 +154,7 @@ def test_epochs_bring_weights_to_their_bits(
     out = tmp_path / "out"
     train_network(config, *sets, out, on_epoch=lambda epoch: told.append(epoch.weight_share))
     assert told == [0, 0.5, 1]
-    assert seen == [(0, [1]), (0.5, [1, 3]), (1, [1, 5])]
+    assert seen == [(0, [1], False), (0.5, [1, 3], False), (1, [1, 5], True)]
     lines = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
     assert [line["weight_share"] for line in lines] == told
     with pytest.raises(UserError, match=r"was trained with another training\.epochs"):
@@ -125,18 +172,24 @@ def test_weights_get_their_bits_over_the_rounds_of_a_run(
         data__root=str(root),
         training__ramp=0.5,
         training__latent_rate=3.0,
+        training__freeze_norm=0.5,
         federation__rounds=4,
     )
-    seen: list[tuple[float, list[float]]] = []
+    seen: list[tuple[float, list[float], bool]] = []
 
     def watched(
         model: object, crops: object, optimizer: torch.optim.Optimizer, **named: Any
     ) -> None:
         rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
-        seen.append((named["weight_share"], rates))
+        seen.append((named["weight_share"], rates, named["freeze_norm"]))
 
     monkeypatch.setattr(clients.app, "train_pass", watched)
     model = build_network(config, 68)
     for number in range(1, 5):
         clients.app._train_locally(model, None, config, 0.25, 0, number)  # type: ignore[arg-type]
-    assert seen == [(0, [0.25]), (0.5, [0.25, 0.5]), (1, [0.25, 0.75]), (1, [0.25, 0.75])]
+    assert seen == [
+        (0, [0.25], False),
+        (0.5, [0.25, 0.5], False),
+        (1, [0.25, 0.75], True),
+        (1, [0.25, 0.75], True),
+    ]

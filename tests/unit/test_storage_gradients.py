@@ -12,6 +12,7 @@ from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant import QuantSpec, pieces, quantise_network
 from fedcunet.quant.outputs import GradientQuantiser
 from fedcunet.quant.storage import store
+from fedcunet.training.local import freeze_norms
 from tests.made_networks import batch, gradients, network, worst_difference
 
 
@@ -59,6 +60,27 @@ def test_quantised_gradients_are_those_of_fake_quantisation(spec: QuantSpec) -> 
         stored.unets[0].neck.grow.conv.weight[0] *= 20
     found = gradients(stored, image, target)
     assert worst_difference(found, gradients(plain, image, target)) < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["dunet", "stacked", "refinement"])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_norms_in_evaluation_mode_have_the_gradients_of_plain_autograd(
+    kind: str, all_of_them: bool
+) -> None:
+    spec = QuantSpec(input_bits=8, weight_bits=1, alpha=True, input_quantizer="source")
+    plain = network(spec) if kind == "dunet" else small_network(kind, spec).double().train()
+    image, target = batch(2)
+    plain(image)  # statistics that differ from those of a new network
+    if all_of_them:
+        freeze_norms(plain)
+        image, target = image[:1], target[:1]  # of which BatchNorm could not tell a variance
+    else:
+        next(each for each in plain.modules() if isinstance(each, nn.BatchNorm2d)).eval()
+    stored = store(copy.deepcopy(plain), frugal=all_of_them)
+    found = gradients(stored, image, target)
+    assert worst_difference(found, gradients(plain, image, target)) < 1e-9
+    for mine, theirs in zip(stored.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_values", [2**9, 2**13])
