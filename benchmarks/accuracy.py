@@ -5,14 +5,15 @@
     python benchmarks/accuracy.py --report [--out DIR] [--json]      what is there, at any time
     python benchmarks/accuracy.py --export FILE [--out DIR]   adds the runs that are done to FILE
 
-DU-Net(2), 15 epochs at 64×64 with batches of 16 and 6 at 128×128 with batches of 4 (other shapes:
-`--shape`, once for each), RMSprop, cosine schedule; weights at 1 or 2 bits with `--latent-rate 3
---ramp 0.5`. Every setting is trained at two learning rates and counts at the better one; float32
-and the default 8-1-8 and 6-1-6 (BW-α, `source`) with further seeds at that rate. `-at-once` is the
-default without the two options. These are 104 runs. With 1,159 training images (the folders afw and
-helen of 300-W) the first shape takes 5 to 15 minutes of one core and the second 12 to 40: 14 to 40
-core-hours. The most important runs come first: the default and the paper's input quantiser before
-the widened one, and in the second shape the rate that was better in the first one first.
+DU-Net(2), RMSprop, cosine schedule; 15 epochs at 64×64 with batches of 16, and 6 at 128×128 with
+batches of 4 and `--freeze-norm 0.34` (other shapes: `--shape`, once for each). Weights at 1 or 2
+bits have `--latent-rate 3 --ramp 0.5`; `-at-once` is the default without the two options. Every
+setting is trained at two learning rates and counts at the better one; float32 and the default 8-1-8
+and 6-1-6 (BW-α, `source`) with further seeds at that rate. These are 104 runs. With 1,159 training
+images (the folders afw and helen of 300-W) the first shape takes 5 to 15 minutes of one core and
+the second 12 to 40: 14 to 40 core-hours. The most important runs come first: the default and the
+paper's input quantiser before the widened one, and in the second shape first the rate whose like,
+the lower or the higher, was better in the first one.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.

@@ -57,9 +57,10 @@ def test_the_rate_that_won_at_the_first_shape_comes_first_at_the_second(tmp_path
     assert first_of_large() == large.rates[1]
     run = Run(MAIN[0], large, large.rates[1], 0)
     words = run.command(tmp_path, "300w", "r")
-    assert words[words.index("--schedule") + 1] == large.schedule
+    assert words[words.index("--freeze-norm") + 1] == str(large.freeze_norm)
     assert words[words.index("--learning-rate") + 1] == str(large.rates[1])
-    assert "settling" in str(run.folder(tmp_path))
+    assert f"-freeze-{large.freeze_norm}" in str(run.folder(tmp_path))
+    assert "--freeze-norm" not in Run(MAIN[0], SMALL, RATES[0], 0).command(tmp_path, "300w", "r")
 
 
 def test_a_run_is_done_with_its_last_epoch(tmp_path: Path) -> None:
