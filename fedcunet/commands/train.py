@@ -116,7 +116,7 @@ def train(
 
     Weights at 1 or 2 bits learn better in few epochs with --latent-rate 3 --ramp 0.5. Each epoch is
     judged with all bits in place, which weights on their way do not stand well. With batches of a
-    few examples, --freeze-norm 0.3 lets them learn with the statistics they are judged with.
+    few examples, --freeze-norm 0.34 lets them learn with the statistics they are judged with.
     """
     config = RunConfig().replace(
         seed=seed,

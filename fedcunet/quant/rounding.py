@@ -97,7 +97,7 @@ class Rounding:
             pool.numbers.copy_(words.view(torch.uint8)).add_(0.5).mul_(1 / 256)
             pool.uses_left = _USES
         pool.uses_left -= 1
-        place = self._places.randrange(_POOL - _PIECE)
+        place = self._places.randrange(_POOL - _PIECE + 1)
         return pool.numbers[place : place + like.numel()].view(like.shape)
 
 
