@@ -12,7 +12,7 @@ simulate: .venv/installed
 	$(BIN)/python -m simulations compare $(SETTINGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
