@@ -4,19 +4,17 @@ Shapes: n samples and h rows of a chunk, I and O inputs and outputs of a convolu
 of a map, P pixels. Channels come last.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcunet.quant.collector import Collector
 from fedcunet.quant.functions import quantise_weight
+from fedcunet.quant.kernels import FULL, Activation, InputGrid
 from fedcunet.quant.layers import QuantConv2d, QuantSpec
 from fedcunet.quant.normalise import Normaliser
 from fedcunet.quant.outputs import Output
 from fedcunet.quant.pieces import Input
-from fedcunet.quant.sources import FULL
 from fedcunet.quant.workspace import Workspace
 
 _MASK = torch.ops.aten.threshold_backward.grad_input
@@ -40,12 +38,13 @@ class Branch:
         output: Output,
         *,
         norm: nn.BatchNorm2d | None,
-        activation: Literal["none", "sigmoid"] = "none",
+        activation: Activation = "none",
         added: Input | None = None,
         updates_running: bool = True,
     ) -> None:
         self.conv, self.output, self.norm = conv, output, norm
-        self.activation, self.added, self.updates_running = activation, added, updates_running
+        self.activation = activation if norm is None else "relu"
+        self.added, self.updates_running = added, updates_running
         self.pointwise = conv.kernel_size == (1, 1)
         self.spec = conv.spec if isinstance(conv, QuantConv2d) else QuantSpec()
 
@@ -61,21 +60,12 @@ class Branch:
             )
         return weight
 
-    def input_range(self) -> float:
-        """The largest value of the input quantiser; 0 where there is none."""
+    def input_grid(self) -> InputGrid | None:
+        """Of the input quantiser, Eq. 6 (as in `QuantiseInput`); None where there is none."""
         if self.spec.input_bits == FULL or self.spec.source_bits != FULL:
-            return 0.0
-        return 1.0 if self.spec.input_quantizer == "paper" else self.spec.input_range
-
-    def read(self, r_nhWI: Tensor, workspace: Workspace) -> Tensor:
-        """What the convolution reads: `r_nhWI` itself, or Eq. 6 of it (as in `QuantiseInput`)."""
-        input_range = self.input_range()
-        if not input_range:
-            return r_nhWI
-        step = 2.0 ** (1 - self.spec.input_bits) * input_range
-        read_nhWI = workspace.take("read", *r_nhWI.shape)
-        torch.mul(r_nhWI, 1 / step, out=read_nhWI).round_().mul_(step)
-        return read_nhWI.clamp_(step - input_range, input_range - step)
+            return None
+        most = 1.0 if self.spec.input_quantizer == "paper" else self.spec.input_range
+        return InputGrid(2.0 ** (1 - self.spec.input_bits) * most, most)
 
 
 class BranchBackward:
@@ -101,6 +91,7 @@ class BranchBackward:
     def input_gradient(
         self,
         padded_nhWI: Tensor,
+        read_nhWI: Tensor,
         x_nhWI: Tensor,
         dy_nhWO: Tensor,
         middle_nI: Tensor,
@@ -111,14 +102,14 @@ class BranchBackward:
 
         Args:
             padded_nhWI: what was activated, with rows of zeros beyond the map's edges.
+            read_nhWI: what the convolution read of it.
             x_nhWI: the sources' codes.
             dy_nhWO: the gradient of the convolution's output.
             middle_nI: what a code of zero stands for.
             step_nI: of the codes.
             above: how many of the rows of zeros are above.
         """
-        branch = self.branch
-        read_nhWI = branch.read(padded_nhWI, self.workspace)
+        branch, grid = self.branch, self.branch.input_grid()
         r_nhWI = padded_nhWI[:, above : above + x_nhWI.shape[1]]
         if branch.pointwise:
             dz_nhWI = self.workspace.take(f"dz {self.name}", *x_nhWI.shape)
@@ -129,15 +120,15 @@ class BranchBackward:
             dz_nhWI = self._convolution_backward(read_nhWI, dy_nhWO)
             dz_nhWI = dz_nhWI[:, above : above + x_nhWI.shape[1]]
         if branch.norm is None:
-            if branch.input_range():
-                dz_nhWI.mul_(r_nhWI.abs() < branch.input_range())
+            if grid is not None:
+                dz_nhWI.mul_(r_nhWI.abs() < grid.range)
             if branch.activation == "sigmoid":
                 dz_nhWI.mul_(r_nhWI).mul_(1 - r_nhWI)
             return dz_nhWI
         # Zero where the ReLU was, and where the input quantiser clipped.
         _MASK(dz_nhWI, r_nhWI, 0, grad_input=dz_nhWI)
-        if branch.input_range():
-            dz_nhWI.mul_(r_nhWI < branch.input_range())
+        if grid is not None:
+            dz_nhWI.mul_(r_nhWI < grid.range)
         assert self.normaliser is not None
         sum_nI = dz_nhWI.sum((1, 2))
         # r is not needed any more.

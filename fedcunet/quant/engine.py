@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from fedcunet.quant.branches import Branch, BranchBackward, convolve
+from fedcunet.quant.kernels import FULL, encode, kernels_for, over_pixels
 from fedcunet.quant.normalise import Normaliser, update_running
 from fedcunet.quant.outputs import GradientQuantiser, Output, unpool
 from fedcunet.quant.pieces import Input, Strip, Surroundings, chunks, strips
-from fedcunet.quant.sources import FULL, Source, encode, map_grid, over_pixels
+from fedcunet.quant.sources import Source, map_grid
 
 
 class Stage:
@@ -30,6 +31,7 @@ class Stage:
 
     def __init__(self, around: Surroundings, inputs: list[Input], branches: list[Branch]) -> None:
         self.around, self.inputs, self.branches = around, list(inputs), branches
+        self.kernels = kernels_for(around.workspace.like)
         source, scale = inputs[0].source, inputs[0].scale
         batch, height, width, _ = source.shape
         self.batch, self.height, self.width = batch, height * scale, width * scale
@@ -85,25 +87,29 @@ class Stage:
         middle_nI: Tensor,
         step_nI: Tensor,
         strip: Strip,
-    ) -> Tensor:
-        """relu(alpha * x + shift), or the values of x, with the strip's rows of zeros around."""
-        n, height, width, channels = x_nhWI.shape
-        full_height = strip.rows.stop - strip.rows.start + 2 * strip.reach
-        padded_nhWI = self.around.workspace.take("r", n, full_height, width, channels)
-        r_nhWI = padded_nhWI
-        if full_height > height:
-            r_nhWI = padded_nhWI[:, strip.above : strip.above + height]
-            padded_nhWI[:, : strip.above].zero_()
-            padded_nhWI[:, strip.above + height :].zero_()
+    ) -> tuple[Tensor, Tensor]:
+        """The activation of alpha * x + shift or of x, with the strip's rows of zeros around.
+
+        And what the convolution reads of it.
+        """
+        n, _, width, channels = x_nhWI.shape
+        height = strip.rows.stop - strip.rows.start + 2 * strip.reach
+        padded_nhWI = self.around.workspace.take("r", n, height, width, channels)
+        shift_nI, factor_nI = middle_nI, step_nI
         if normaliser is not None:
             factor_nI = step_nI * normaliser.alpha_C
             shift_nI = torch.addcmul(normaliser.shift_C, middle_nI, normaliser.alpha_C)
-            torch.addcmul(over_pixels(shift_nI), x_nhWI, over_pixels(factor_nI), out=r_nhWI).relu_()
-            return padded_nhWI
-        torch.addcmul(over_pixels(middle_nI), x_nhWI, over_pixels(step_nI), out=r_nhWI)
-        if branch.activation == "sigmoid":
-            r_nhWI.sigmoid_()
-        return padded_nhWI
+        read_nhWI = self.kernels.activate(
+            x_nhWI,
+            shift_nI,
+            factor_nI,
+            padded_nhWI,
+            strip.above,
+            branch.activation,
+            branch.input_grid(),
+            self.around.workspace,
+        )
+        return padded_nhWI, read_nhWI
 
     def _grids(self) -> tuple[Tensor, Tensor]:
         """Middles and steps (B, I) of all inputs."""
@@ -148,10 +154,9 @@ class Stage:
                 for branch, normaliser, weight, y_nHWO in zip(
                     branches, normalisers, weights, results, strict=True
                 ):
-                    padded_nhWI = self._activated(
+                    _, read_nhWI = self._activated(
                         branch, normaliser, x_nhWI, middles_BI[samples], steps_BI[samples], strip
                     )
-                    read_nhWI = branch.read(padded_nhWI, self.around.workspace)
                     convolve(read_nhWI, weight, y_nHWO[:, strip.rows])
             for branch, y_nHWO in zip(branches, results, strict=True):
                 if branch.added is not None:
@@ -194,11 +199,12 @@ class Stage:
                 total_nhWI: Tensor | None = None
                 for part, dy_nHWO in zip(parts, dys, strict=True):
                     grid = middles_BI[samples], steps_BI[samples]
-                    padded_nhWI = self._activated(
+                    padded_nhWI, read_nhWI = self._activated(
                         part.branch, part.normaliser, x_nhWI, *grid, strip
                     )
                     dz_nhWI = part.input_gradient(
                         padded_nhWI,
+                        read_nhWI,
                         x_nhWI,
                         dy_nHWO[:, strip.rows],
                         *grid,

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from fedcunet.errors import UserError
 from fedcunet.models.blocks import Feature
 from fedcunet.quant.functions import QuantiseGradient, QuantiseInput, QuantiseWeight
+from fedcunet.quant.kernels import FULL as FULL
 from fedcunet.quant.rounding import Rounding as Rounding
-from fedcunet.quant.sources import FULL as FULL
 from fedcunet.quant.sources import QuantiseFeature, QuantiseSource
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fedcunet.quant.functions import gradient_step
+from fedcunet.quant.kernels import FULL, encode
 from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import FULL, Source, encode, map_grid
+from fedcunet.quant.sources import Source, map_grid
 from fedcunet.quant.workspace import Workspace
 
 
@@ -49,29 +50,30 @@ class Output:
             y_nHWC: a contiguous map.
             again: the result was put before, and its codes were given up since.
         """
-        bits = self.source.bits
-        if bits != FULL:
-            self._quantise(samples, y_nHWC, again=again)
+        quantises = self.source.bits != FULL
+        if quantises and not again:
+            self._set_grid(samples, y_nHWC)
         if self.pool:
-            y_nHWC, index = (pool_values if bits == FULL else pool_codes)(y_nHWC, self.workspace)
+            if quantises:
+                encode(y_nHWC, *self.source.grid(samples), out=y_nHWC)
+            y_nHWC, index = (pool_codes if quantises else pool_values)(y_nHWC, self.workspace)
             self._keep_index(samples, index)
-        self.source.store(samples, y_nHWC)
+        self.source.store(samples, y_nHWC, encoded=self.pool or not quantises)
         if not again:
             self.source.measure(samples, y_nHWC, self.workspace)
 
     def put_pooled(self, samples: slice, y_nhwC: Tensor, index: Tensor) -> None:
         """Takes maxima for some samples, and where they come from: pooled, then quantised."""
-        if self.source.bits != FULL:
-            self._quantise(samples, y_nhwC, again=False)
+        quantises = self.source.bits != FULL
+        if quantises:
+            self._set_grid(samples, y_nhwC)
         self._keep_index(samples, index)
-        self.source.store(samples, y_nhwC)
+        self.source.store(samples, y_nhwC, encoded=not quantises)
         self.source.measure(samples, y_nhwC, self.workspace)
 
-    def _quantise(self, samples: slice, y_nHWC: Tensor, *, again: bool) -> None:
-        if not again:
-            middle_nC, step_nC = map_grid(y_nHWC, self.source.bits)
-            self.source.middle_BC[samples], self.source.step_BC[samples] = middle_nC, step_nC
-        encode(y_nHWC, *self.source.grid(samples), out=y_nHWC)
+    def _set_grid(self, samples: slice, y_nHWC: Tensor) -> None:
+        middle_nC, step_nC = map_grid(y_nHWC, self.source.bits)
+        self.source.middle_BC[samples], self.source.step_BC[samples] = middle_nC, step_nC
 
     def _keep_index(self, samples: slice, index: Tensor) -> None:
         if self.index is None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcunet.quant.collector import Collector
+from fedcunet.quant.kernels import FULL
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import FULL, Source
+from fedcunet.quant.sources import Source
 from fedcunet.quant.waiting import CodedGradient, FloatGradient, WaitingGradient
 from fedcunet.quant.workspace import Workspace
 
@@ -34,16 +35,8 @@ def strips(height: int, rows: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, height, rows)]
 
 
-def raise_into(place_nHWC: Tensor, x_nhwC: Tensor) -> None:
-    """Puts every pixel into a square of four."""
-    n, height, width, channels = x_nhwC.shape
-    # Part of a wider buffer, perhaps, but its rows and columns divide as those of any map.
-    squares = place_nHWC.view(n, height, 2, width, 2, channels)
-    squares.copy_(x_nhwC[:, :, None, :, None].expand(n, height, 2, width, 2, channels))
-
-
 def lower(gradient_nHWC: Tensor) -> Tensor:
-    """The sums of squares of four pixels: the backward pass of `raise_into`."""
+    """The sums of squares of four pixels: the backward pass of `kernels.raise_into`."""
     rows_nhWC = gradient_nHWC[:, 0::2] + gradient_nHWC[:, 1::2]
     return rows_nhWC[:, :, 0::2] + rows_nhWC[:, :, 1::2]
 
@@ -97,12 +90,7 @@ class Input:
 
     def load(self, samples: slice, rows: slice, place_nhWC: Tensor, workspace: Workspace) -> Tensor:
         """Puts the codes under some rows of the stage into `place_nhWC`."""
-        if not self.raised:
-            return self.source.load(samples, rows, place_nhWC)
-        n, height, width, channels = place_nhWC.shape
-        small_nhwC = workspace.take("small", n, height // 2, width // 2, channels)
-        raise_into(place_nhWC, self.source.load(samples, self.rows(rows), small_nhwC))
-        return place_nhWC
+        return self.source.load(samples, self.rows(rows), place_nhWC, workspace, raised=self.raised)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows, width_of
+from fedcunet.quant.kernels import FULL, Layout, encode, kernels_for, over_pixels
 from fedcunet.quant.waiting import WaitingGradient
 from fedcunet.quant.workspace import Workspace
-
-FULL = 32  # bits of what is not quantised
 
 
 def source_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -42,17 +40,6 @@ def map_grid(y_nHWC: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """`source_grid` of each sample and channel: middles and steps (n, C)."""
     flat_nPC = y_nHWC.flatten(1, 2)
     return source_grid(flat_nPC.amin(1), flat_nPC.amax(1), bits)
-
-
-def over_pixels(values_nC: Tensor) -> Tensor:
-    """Values for all pixels of a sample and channel: (n, 1, 1, C)."""
-    return values_nC[:, None, None]
-
-
-def encode(x: Tensor, middle: Tensor, step: Tensor, *, out: Tensor) -> Tensor:
-    """The codes c of values, put into `out`, which may be `x` itself."""
-    inverse = step.reciprocal()
-    return torch.addcmul(-middle * inverse, x, inverse, out=out).round_()
 
 
 class QuantiseSource(torch.autograd.Function):
@@ -108,12 +95,7 @@ class Source:
     ) -> None:
         batch, channels = shape[0], shape[3]
         self.shape, self.bits, self._like = shape, bits, like
-        self.levels, self.width = 2 ** (bits - 1) - 1, width_of(bits)
-        self._dtype, self._stored_row = like.dtype, list(shape[2:])
-        if bits != FULL and packed:
-            self._dtype = {16: torch.int16, 8: torch.int8}.get(self.width, torch.uint8)
-        if self._dtype == torch.uint8:
-            self._stored_row = [packed_row(shape[2] * channels, self.width)]
+        self.layout, self.kernels = Layout(bits, packed), kernels_for(like)
         self.data: Tensor | None = None
         # A value is middle + step * code.
         self.middle_BC, self.step_BC = (
@@ -132,16 +114,12 @@ class Source:
         """Middles and steps of some samples, (n, 1, 1, C)."""
         return over_pixels(self.middle_BC[samples]), over_pixels(self.step_BC[samples])
 
-    def store(self, samples: slice, codes_nHWC: Tensor) -> None:
-        """Takes the codes of some samples, whole numbers (or values, where bits are 32)."""
+    def store(self, samples: slice, y_nHWC: Tensor, *, encoded: bool) -> None:
+        """Takes some samples: codes, or values, which become codes in place on their grid."""
         if self.data is None:
-            shape = (*self.shape[:2], *self._stored_row)
-            self.data = torch.empty(shape, dtype=self._dtype, device=self._like.device)
-        if self._dtype == torch.uint8:
-            unsigned = codes_nHWC.to(torch.int8).add_(self.levels).view(torch.uint8)
-            self.data[samples] = pack_rows(unsigned, self.width)
-        else:
-            self.data[samples].copy_(codes_nHWC)
+            self.data = self.layout.empty(self.shape, self._like)
+        grid = None if encoded else (self.middle_BC[samples], self.step_BC[samples])
+        self.kernels.pack(y_nHWC, self.data[samples], self.layout, grid)
 
     def measure(self, samples: slice, codes_nHWC: Tensor, workspace: Workspace) -> None:
         """Notes the moments of the codes of some samples."""
@@ -166,16 +144,23 @@ class Source:
         self.mean_C = means_BC.mean(0)
         self.variance_C = (variances_BC + (means_BC - self.mean_C).square()).mean(0)
 
-    def load(self, samples: slice, rows: slice, place_nhWC: Tensor) -> Tensor:
-        """Puts the codes of some samples and rows into `place_nhWC`, and returns it."""
+    def load(
+        self,
+        samples: slice,
+        rows: slice,
+        place_nhWC: Tensor,
+        workspace: Workspace,
+        *,
+        raised: bool = False,
+    ) -> Tensor:
+        """Puts the codes of some samples and rows into `place_nhWC`, and returns it.
+
+        `raised`: each into a square of four pixels.
+        """
         assert self.data is not None, "a source was read after its release"
         part = self.data[samples, rows]
-        if self._dtype == torch.uint8:
-            unsigned_nhv = unpack_rows(part, self.width, self.shape[2] * self.shape[3])
-            # Modulo 256 this is the signed code.
-            signed_nhv = unsigned_nhv.sub_(self.levels).view(torch.int8)
-            part = signed_nhv.reshape(place_nhWC.shape)
-        return place_nhWC.copy_(part)
+        self.kernels.unpack(part, place_nhWC, self.layout, workspace, raised=raised)
+        return place_nhWC
 
     def add_late(self, by_value_C: Tensor, constant_C: Tensor, times: int) -> None:
         """Adds a consumer's coefficients, of a map that reads every value so many times."""
@@ -188,7 +173,7 @@ class Source:
         if self.is_normalised:
             by_code_n11C = over_pixels(self.by_value_C * self.step_BC[samples])
             constant_nC = torch.addcmul(self.constant_C, self.middle_BC[samples], self.by_value_C)
-            self.load(samples, slice(None), place_nHWC)
+            self.load(samples, slice(None), place_nHWC, workspace)
             torch.addcmul(over_pixels(constant_nC), place_nHWC, by_code_n11C, out=place_nHWC)
         else:
             place_nHWC.zero_()

@@ -3,7 +3,7 @@
 Shapes: B batch, S input side, C channels, H W the sides of a map, K landmarks.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -11,11 +11,12 @@ from fedcunet.models.blocks import PreActivation
 from fedcunet.quant.branches import Branch
 from fedcunet.quant.collector import Collector, Update
 from fedcunet.quant.engine import Stage
+from fedcunet.quant.kernels import FULL, Activation
 from fedcunet.quant.layers import QuantSpec
 from fedcunet.quant.outputs import Output
 from fedcunet.quant.pieces import Input, Surroundings
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import FULL, Source
+from fedcunet.quant.sources import Source
 from fedcunet.quant.stem import StemStage
 from fedcunet.quant.sums import Sum
 from fedcunet.quant.workspace import Workspace
@@ -107,7 +108,7 @@ class Tape:
         conv: nn.Conv2d,
         *,
         norm: nn.BatchNorm2d | None = None,
-        activation: Literal["none", "sigmoid"] = "none",
+        activation: Activation = "none",
         added: Input | None = None,
     ) -> Source:
         """One convolution over one source; `added` is added to its result."""
@@ -198,7 +199,7 @@ class Tape:
         *,
         bits: int | None = None,
         pool: bool = False,
-        activation: Literal["none", "sigmoid"] = "none",
+        activation: Activation = "none",
         added: Input | None = None,
     ) -> Branch:
         norm = None if norm is None else self.norms.get(norm, norm)

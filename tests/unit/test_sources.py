@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcunet.quant.kernels import encode
 from fedcunet.quant.outputs import GradientQuantiser, gather, pool_codes, pool_values, unpool
 from fedcunet.quant.packing import pack_rows, packed_row, unpack_rows
 from fedcunet.quant.rounding import Rounding
-from fedcunet.quant.sources import QuantiseSource, Source, encode, source_grid
+from fedcunet.quant.sources import QuantiseSource, Source, source_grid
 from fedcunet.quant.waiting import CodedGradient
 from fedcunet.quant.workspace import Workspace
 
@@ -42,7 +43,7 @@ def test_packed_codes_come_back_in_the_bytes_that_are_counted(
 @pytest.mark.parametrize(("bits", "share"), [(16, 2), (8, 1), (6, 0.75), (5, 0.75), (4, 0.5)])
 def test_a_source_takes_its_bits(bits: int, share: float) -> None:
     source = Source((2, 4, 4, 8), bits=bits, packed=True, like=torch.zeros(0))
-    source.store(slice(0, 2), torch.zeros(2, 4, 4, 8))
+    source.store(slice(0, 2), torch.zeros(2, 4, 4, 8), encoded=True)
     assert source.data.nbytes == 2 * 8 * 16 * share
 
 
@@ -102,16 +103,17 @@ def test_packed_and_unpacked_sources_give_equal_codes_and_statistics(
         Source((3, 4, 6, channels), bits=bits, packed=packed, like=codes)
         for packed in (True, False)
     ]
+    space = Workspace(codes)
     for source in sources:
         for sample in range(3):
             part = slice(sample, sample + 1)
             source.middle_BC[part], source.step_BC[part] = middles[part], steps[part]
-            source.store(part, codes[part].clone())
-            source.measure(part, codes[part], Workspace(codes))
+            source.store(part, codes[part].clone(), encoded=True)
+            source.measure(part, codes[part], space)
         source.finish()
-        assert source.load(slice(0, 3), WHOLE, torch.empty_like(codes)).equal(codes)
+        assert source.load(slice(0, 3), WHOLE, torch.empty_like(codes), space).equal(codes)
         rows = codes[1:2, 2:4]
-        assert source.load(slice(1, 2), slice(2, 4), torch.empty_like(rows)).equal(rows)
+        assert source.load(slice(1, 2), slice(2, 4), torch.empty_like(rows), space).equal(rows)
         values = middles[:, None, None] + codes * steps[:, None, None]
         assert source.mean_C.allclose(values.mean((0, 1, 2)), atol=levels * 1e-6)
         assert source.variance_C.allclose(values.var((0, 1, 2), correction=0), rtol=1e-4)

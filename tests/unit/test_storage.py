@@ -16,6 +16,7 @@ from fedcunet.quant.layers import clamp_latent_weights, quantised_weights
 from fedcunet.quant.storage import Stored, store
 from fedcunet.training.central import LAST, train_network
 from fedcunet.training.checkpoint import load_checkpoint, tensors_sha256
+from fedcunet.training.local import make_optimizer
 from fedcunet.training.network import build_network
 from tests.made_networks import SOURCE_818, batch, gradients, network
 
@@ -222,3 +223,34 @@ def test_what_stages_would_leave_out_is_refused() -> None:
             model(image)
         handle.remove()
     model(image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantizer", "storage"),
+    [
+        ("dunet", "source", "packed"),
+        ("stacked", "paper", "frugal"),
+        ("iterative", "source", "frugal"),
+    ],
+)
+def test_all_of_a_step_is_on_the_networks_device(
+    kind: str, quantizer: str, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The device `meta` computes nothing, but refuses tensors of others, as CUDA does.
+    monkeypatch.setattr("fedcunet.quant.rounding.Rounding.generator", lambda *_: None)
+    config = RunConfig().replace(
+        model__kind="stacked" if kind == "stacked" else "dunet",
+        model__iterative=kind == "iterative",
+        model__unets=1,
+        model__order=0,
+        quant__bits="6,1,6",
+        quant__input_quantizer=quantizer,
+        quant__storage=storage,
+    )
+    model = build_network(config, 3).to("meta").train()
+    optimizer = make_optimizer(model, config.training, 1e-3)
+    heatmaps = model(torch.empty(2, 3, 64, 64, device="meta"))
+    sum(heatmap.square().mean() for heatmap in heatmaps).backward()
+    optimizer.step()
+    kept = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    assert {tensor.device.type for tensor in kept if tensor.dim()} == {"meta"}

@@ -1,0 +1,116 @@
+"""Kernels of the step: fused ones are plain torch's equals, or are not used."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fedcunet.quant
+from fedcunet.quant import kernels
+from fedcunet.quant.kernels import PLAIN, PlainKernels, disagreement, kernels_for
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+class WrongCode(PlainKernels):
+    def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
+        super().pack(y, stored, layout, grid)
+        if layout.bits == 6:
+            stored.view(-1)[-1] += 1
+
+
+class WrongValue(PlainKernels):
+    def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
+        super().pack(y, stored, layout, None if grid is None else (grid[0] + grid[1], grid[1]))
+
+
+class WrongPlace(PlainKernels):
+    def unpack(self, stored: Tensor, place: Tensor, *rest: Any, raised: bool) -> None:
+        super().unpack(stored, place, *rest, raised=raised)
+        if raised:
+            place.copy_(place.flip(2))
+
+
+class WrongFactor(PlainKernels):
+    def activate(self, x: Tensor, shift: Tensor, factor: Tensor, *rest: Any) -> Tensor:
+        return super().activate(x, shift, factor * 1.0001, *rest)
+
+
+class WrongRange(PlainKernels):
+    def activate(self, *arguments: Any) -> Tensor:
+        read = super().activate(*arguments)
+        return read if arguments[6] is None else read.clamp(max=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (WrongCode, "packed codes of 6 bits"),
+        (WrongValue, "codes of 2 bits"),
+        (WrongPlace, "unpacked codes of 2 bits"),
+        (WrongFactor, "activation"),
+        (WrongRange, "what is read"),
+    ],
+)
+def test_kernels_that_differ_from_plain_torch_are_found(
+    wrong: type[PlainKernels], found: str
+) -> None:
+    assert disagreement(wrong(), CPU, torch.float32) == found
+    assert disagreement(PLAIN, CPU, torch.float32) == ""
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels are chosen anew, for the CPU as well."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels._kernels_for.cache_clear()
+    yield
+    kernels._kernels_for.cache_clear()
+
+
+def no_compiler() -> PlainKernels:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"), [(no_compiler, "RuntimeError: no compiler"), (WrongFactor, "activation")]
+)
+def test_kernels_that_do_not_work_are_not_used(
+    made: Any, reason: str, no_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = SimpleNamespace(FusedKernels=made)
+    monkeypatch.setattr(fedcunet.quant, "fused", fused, raising=False)
+    with pytest.warns(UserWarning, match=f"plain torch in place of fused kernels.*{reason}"):
+        assert kernels_for(torch.empty(0)) is PLAIN
+    assert kernels_for(torch.empty(0)) is PLAIN  # without another word
+
+
+def test_kernels_that_work_are_used(no_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = SimpleNamespace(FusedKernels=PlainKernels)
+    monkeypatch.setattr(fedcunet.quant, "fused", fused, raising=False)
+    assert kernels_for(torch.empty(0)) is not PLAIN
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert kernels_for(torch.empty(0, dtype=torch.float64)) is PLAIN
+
+
+def test_triton_kernels_agree_with_plain_torch() -> None:
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
+    script = """
+import torch
+from fedcunet.quant.fused import FusedKernels
+from fedcunet.quant.kernels import disagreement
+for dtype in (torch.float32, torch.float64):
+    print(repr(disagreement(FusedKernels(), torch.device("cpu"), dtype)))
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == ["''", "''"], run.stderr
