@@ -11,9 +11,8 @@ bits have `--latent-rate 3 --ramp 0.5`; `-at-once` is the default without the tw
 setting is trained at two learning rates and counts at the better one; float32 and the default 8-1-8
 and 6-1-6 (BW-α, `source`) with further seeds at that rate. These are 104 runs. With 1,159 training
 images (the folders afw and helen of 300-W) the first shape takes 5 to 15 minutes of one core and
-the second 12 to 40: 14 to 40 core-hours. The most important runs come first: the default and the
-paper's input quantiser before the widened one, and in the second shape first the rate whose like,
-the lower or the higher, was better in the first one.
+the second 12 to 40: 14 to 40 core-hours. The most important runs come first, and in the second
+shape first the rate whose like, the lower or the higher, was better in the first one.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
