@@ -15,6 +15,7 @@ from fedcunet.quant.kernels import PLAIN, Activation, InputGrid, Layout, inner_r
 from fedcunet.quant.workspace import Workspace
 
 _BLOCK = 1024
+_OPTIONS = {"enable_fp_fusion": False}  # a product is rounded before something is added to it
 # A float's nearest whole number, the even one of two, is what is left after this is added and
 # taken away again (up to 2^22 in float32).
 _ROUND = {torch.float32: 1.5 * 2.0**23, torch.float64: 1.5 * 2.0**52}
@@ -30,11 +31,13 @@ def _load_code(row, at, inside, quarter, levels, WIDTH: tl.constexpr):
         low = tl.load(row + first, mask=fourth, other=0).to(tl.int32) >> 6
         middle = tl.load(row + quarter + first, mask=fourth, other=0).to(tl.int32) >> 6
         high = tl.load(row + 2 * quarter + first, mask=fourth, other=0).to(tl.int32) >> 6
-        return tl.where(first < 0, byte & 63, low + 4 * middle + 16 * high) - levels
-    if WIDTH == 4 or WIDTH == 2:
+        code = tl.where(first < 0, byte & 63, low + 4 * middle + 16 * high) - levels
+    elif WIDTH < 6:
         byte = tl.load(row + at % quarter, mask=inside, other=0).to(tl.int32)
-        return ((byte >> (WIDTH * (at // quarter))) & (2**WIDTH - 1)) - levels
-    return tl.load(row + at, mask=inside, other=0)
+        code = ((byte >> (WIDTH * (at // quarter))) & (2**WIDTH - 1)) - levels
+    else:
+        code = tl.load(row + at, mask=inside, other=0)
+    return code
 
 
 @triton.jit
@@ -161,7 +164,7 @@ class FusedKernels:
             stored_nhv, place_nhWC, height, values, channels,
             _quarter(values // 2 if raised else values, layout), layout.levels,
             *stored_nhv.stride()[:2], place_n, place_h, place_w,
-            RAISED=raised, WIDTH=layout.width, BLOCK=_BLOCK,
+            RAISED=raised, WIDTH=layout.width, BLOCK=_BLOCK, **_OPTIONS,
         )  # fmt: skip
 
     def pack(
@@ -183,6 +186,7 @@ class FusedKernels:
             y_nHWC, shift_nC, inverse_nC, stored_nHv, height, values, channels, quarter,
             layout.levels, *stored_nHv.stride()[:2],
             ENCODED=grid is None, WIDTH=layout.width, ROUND=_ROUND[y_nHWC.dtype], BLOCK=_BLOCK,
+            **_OPTIONS,
         )  # fmt: skip
 
     def activate(
@@ -213,7 +217,7 @@ class FusedKernels:
             x_nhWI, shift_nI, factor_nI, r_nhWI, read_nhWI, height, values, channels,
             r_nhWI.stride(0), 1 / step, step, most,
             RELU=activation == "relu", READ=grid is not None,
-            ROUND=_ROUND[x_nhWI.dtype], BLOCK=_BLOCK,
+            ROUND=_ROUND[x_nhWI.dtype], BLOCK=_BLOCK, **_OPTIONS,
         )  # fmt: skip
         return padded_read
 

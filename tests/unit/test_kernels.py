@@ -114,3 +114,36 @@ for dtype in (torch.float32, torch.float64):
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.stdout.split() == ["''", "''"], run.stderr
+
+
+def test_triton_kernels_compile_for_a_gpu() -> None:
+    # The interpreter takes what the compiler refuses; the compiler needs no GPU.
+    triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fedcunet.quant import fused
+
+    tensors = ("x", "y", "shift", "inverse", "factor", "place", "r", "read")
+    numbers = ("inverse_step", "step", "most")
+
+    def compiles(kernel: Any, stored: str = "", **constants: Any) -> bool:
+        constants |= {"BLOCK": 1024}
+        types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(tensors, "*fp32")
+        types |= dict.fromkeys(numbers, "fp32") | {"stored": f"*{stored}"}
+        types |= dict.fromkeys(constants, "constexpr")
+        signature = {name: types[name] for name in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        options = fused._OPTIONS
+        built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+        return "cubin" in built.asm
+
+    widths = {2: "u8", 4: "u8", 6: "u8", 8: "i8", 16: "i16", 32: "fp32"}
+    rounding = fused._ROUND[torch.float32]
+    for width, stored in widths.items():
+        for either in (False, True):
+            assert compiles(fused._unpack, stored, WIDTH=width, RAISED=either)
+            assert compiles(fused._pack, stored, WIDTH=width, ENCODED=either, ROUND=rounding)
+    for relu in (False, True):
+        for read in (False, True):
+            assert compiles(fused._activate, RELU=relu, READ=read, ROUND=rounding)
