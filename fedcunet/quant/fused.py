@@ -1,4 +1,4 @@
-"""The operations of `kernels.py` as Triton kernels, one launch each.
+"""The operations of `kernels.py` as Triton kernels, each of which goes over a map once.
 
 With TRITON_INTERPRET=1 Triton runs them on the CPU, slowly: how they are tested without a GPU.
 
@@ -69,9 +69,7 @@ def _nearest(x, ROUND: tl.constexpr):
 
 
 @triton.jit
-def _take_code(
-    y, shift, inverse, at, inside, channels, levels, ENCODED: tl.constexpr, ROUND: tl.constexpr
-):
+def _take_code(y, shift, inverse, at, inside, channels, ENCODED: tl.constexpr, ROUND: tl.constexpr):
     """The value at places `at` of a row, made a code and written back where it is none yet."""
     code = tl.load(y + at, mask=inside, other=0)
     if not ENCODED:
@@ -95,7 +93,7 @@ def _pack(
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if WIDTH >= 8:
         inside = i < values
-        code = _take_code(y, shift, inverse, i, inside, channels, levels, ENCODED, ROUND)
+        code = _take_code(y, shift, inverse, i, inside, channels, ENCODED, ROUND)
         tl.store(target + i, code.to(stored.dtype.element_ty), mask=inside)
     else:
         in_group = i < quarter
@@ -105,12 +103,12 @@ def _pack(
         if WIDTH == 6:
             at = i + 3 * quarter
             inside = in_group & (at < values)
-            code = _take_code(y, shift, inverse, at, inside, channels, levels, ENCODED, ROUND)
+            code = _take_code(y, shift, inverse, at, inside, channels, ENCODED, ROUND)
             last = tl.where(inside, code.to(tl.int32) + levels, 0)
         for group in tl.static_range(3 if WIDTH == 6 else GROUPS):
             at = i + group * quarter
             inside = in_group & (at < values)
-            code = _take_code(y, shift, inverse, at, inside, channels, levels, ENCODED, ROUND)
+            code = _take_code(y, shift, inverse, at, inside, channels, ENCODED, ROUND)
             unsigned = tl.where(inside, code.to(tl.int32) + levels, 0)
             if WIDTH == 6:
                 byte = unsigned | (((last >> (2 * group)) & 3) << 6)
@@ -130,18 +128,18 @@ def _activate(
     n, h = (row // height).to(tl.int64), row % height
     value = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = value < values
-    by = n * channels + value % channels
+    at_channel = n * channels + value % channels
     code = tl.load(x + row.to(tl.int64) * values + value, mask=inside, other=0)
-    z = code * tl.load(factor + by, mask=inside, other=0)
-    z += tl.load(shift + by, mask=inside, other=0)
+    z = code * tl.load(factor + at_channel, mask=inside, other=0)
+    z += tl.load(shift + at_channel, mask=inside, other=0)
     if RELU:
         z = tl.where(z < 0, 0.0, z)  # what is not a number stays so
     at = n * r_n + h * values + value
     tl.store(r + at, z, mask=inside)
     if READ:
-        code = z * inverse_step
-        code = tl.where(code > most, most, tl.where(code < -most, -most, code))
-        tl.store(read + at, _nearest(code, ROUND) * step, mask=inside)
+        scaled = z * inverse_step
+        scaled = tl.where(scaled > most, most, tl.where(scaled < -most, -most, scaled))
+        tl.store(read + at, _nearest(scaled, ROUND) * step, mask=inside)
 
 
 class FusedKernels:
@@ -160,12 +158,13 @@ class FusedKernels:
         place_n, place_h, place_w, _ = place_nhWC.stride()
         values = width * channels
         stored_nhv = stored.flatten(2)
-        _unpack[_grid(n * height, values)](
-            stored_nhv, place_nhWC, height, values, channels,
-            _quarter(values // 2 if raised else values, layout), layout.levels,
-            *stored_nhv.stride()[:2], place_n, place_h, place_w,
-            RAISED=raised, WIDTH=layout.width, BLOCK=_BLOCK, **_OPTIONS,
-        )  # fmt: skip
+        with torch.cuda.device_of(place_nhWC):  # Triton launches on the current device
+            _unpack[_grid(n * height, values)](
+                stored_nhv, place_nhWC, height, values, channels,
+                _group(values // 2 if raised else values, layout), layout.levels,
+                *stored_nhv.stride()[:2], place_n, place_h, place_w,
+                RAISED=raised, WIDTH=layout.width, BLOCK=_BLOCK, **_OPTIONS,
+            )  # fmt: skip
 
     def pack(
         self,
@@ -181,13 +180,14 @@ class FusedKernels:
             inverse_nC = step_nC.reciprocal()
             shift_nC = -middle_nC * inverse_nC
         stored_nHv, values = stored.flatten(2), width * channels
-        quarter = _quarter(values, layout)
-        _pack[_grid(n * height, quarter)](
-            y_nHWC, shift_nC, inverse_nC, stored_nHv, height, values, channels, quarter,
-            layout.levels, *stored_nHv.stride()[:2],
-            ENCODED=grid is None, WIDTH=layout.width, ROUND=_ROUND[y_nHWC.dtype], BLOCK=_BLOCK,
-            **_OPTIONS,
-        )  # fmt: skip
+        group = _group(values, layout)
+        with torch.cuda.device_of(y_nHWC):  # Triton launches on the current device
+            _pack[_grid(n * height, group)](
+                y_nHWC, shift_nC, inverse_nC, stored_nHv, height, values, channels, group,
+                layout.levels, *stored_nHv.stride()[:2],
+                ENCODED=grid is None, WIDTH=layout.width, ROUND=_ROUND[y_nHWC.dtype], BLOCK=_BLOCK,
+                **_OPTIONS,
+            )  # fmt: skip
 
     def activate(
         self,
@@ -213,12 +213,13 @@ class FusedKernels:
             read_nhWI = inner_rows(padded_read, above, height)
             step, most = grid.step, grid.range / grid.step - 1
         values = width * channels
-        _activate[_grid(n * height, values)](
-            x_nhWI, shift_nI, factor_nI, r_nhWI, read_nhWI, height, values, channels,
-            r_nhWI.stride(0), 1 / step, step, most,
-            RELU=activation == "relu", READ=grid is not None,
-            ROUND=_ROUND[x_nhWI.dtype], BLOCK=_BLOCK, **_OPTIONS,
-        )  # fmt: skip
+        with torch.cuda.device_of(x_nhWI):  # Triton launches on the current device
+            _activate[_grid(n * height, values)](
+                x_nhWI, shift_nI, factor_nI, r_nhWI, read_nhWI, height, values, channels,
+                r_nhWI.stride(0), 1 / step, step, most,
+                RELU=activation == "relu", READ=grid is not None,
+                ROUND=_ROUND[x_nhWI.dtype], BLOCK=_BLOCK, **_OPTIONS,
+            )  # fmt: skip
         return padded_read
 
 
@@ -227,6 +228,6 @@ def _grid(rows: int, values: int) -> tuple[int, int]:
     return rows, triton.cdiv(values, _BLOCK)
 
 
-def _quarter(values: int, layout: Layout) -> int:
+def _group(values: int, layout: Layout) -> int:
     """Codes of a group of a row: half of the row's at 4 bits, a quarter at 2 and 6, or all."""
     return int(triton.cdiv(values, {2: 4, 4: 2, 6: 4}.get(layout.width, 1)))

@@ -44,6 +44,32 @@ class WrongFactor(PlainKernels):
         return super().activate(x, shift, factor * 1.0001, *rest)
 
 
+class WrongRounding(PlainKernels):
+    def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
+        if grid is not None:
+            middle, step = (each[:, None, None] for each in grid)
+            y.copy_(((y - middle) / step + 0.5).floor())  # halves go up, not to the even number
+        super().pack(y, stored, layout)
+
+
+class WrongEnd(PlainKernels):
+    def unpack(self, stored: Tensor, place: Tensor, *rest: Any, raised: bool) -> None:
+        super().unpack(stored, place, *rest, raised=raised)
+        place[:, :, 1000:] = 0
+
+
+class WrongActivation(PlainKernels):
+    def activate(self, *arguments: Any) -> Tensor:
+        return super().activate(*arguments[:5], "relu", *arguments[6:])
+
+
+class WrongRows(PlainKernels):
+    def activate(self, *arguments: Any) -> Tensor:
+        x, padded, above = arguments[0], arguments[3], arguments[4]
+        above = above if padded.shape[1] != x.shape[1] + 1 else 1 - above
+        return super().activate(*arguments[:4], above, *arguments[5:])
+
+
 class WrongRange(PlainKernels):
     def activate(self, *arguments: Any) -> Tensor:
         read = super().activate(*arguments)
@@ -56,7 +82,11 @@ class WrongRange(PlainKernels):
         (WrongCode, "packed codes of 6 bits"),
         (WrongValue, "codes of 2 bits"),
         (WrongPlace, "unpacked codes of 2 bits"),
-        (WrongFactor, "activation"),
+        (WrongRounding, "codes of 2 bits"),
+        (WrongEnd, "unpacked codes of 2 bits"),
+        (WrongFactor, "activation none"),
+        (WrongActivation, "activation none"),
+        (WrongRows, "activation none"),
         (WrongRange, "what is read"),
     ],
 )
@@ -116,6 +146,7 @@ for dtype in (torch.float32, torch.float64):
     assert run.stdout.split() == ["''", "''"], run.stderr
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
 def test_triton_kernels_compile_for_a_gpu() -> None:
     # The interpreter takes what the compiler refuses; the compiler needs no GPU.
     triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA")

@@ -236,7 +236,7 @@ def test_what_stages_would_leave_out_is_refused() -> None:
 def test_all_of_a_step_is_on_the_networks_device(
     kind: str, quantizer: str, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The device `meta` computes nothing, but refuses tensors of others, as CUDA does.
+    # The device `meta` computes nothing, but most of its operations refuse tensors of others.
     monkeypatch.setattr("fedcunet.quant.rounding.Rounding.generator", lambda *_: None)
     config = RunConfig().replace(
         model__kind="stacked" if kind == "stacked" else "dunet",
