@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedcunet.quant.kernels import PLAIN, Activation, InputGrid, Layout, inner_rows
+from fedcunet.quant.kernels import Activation, InputGrid, Kernels, Layout, inner_rows
 from fedcunet.quant.workspace import Workspace
 
 _BLOCK = 1024
@@ -142,8 +142,8 @@ def _activate(
         tl.store(read + at, _nearest(scaled, ROUND) * step, mask=inside)
 
 
-class FusedKernels:
-    """See `Kernels`."""
+class FusedKernels(Kernels):
+    """The operations of `Kernels`, each one kernel."""
 
     def unpack(
         self,
@@ -201,7 +201,7 @@ class FusedKernels:
         workspace: Workspace,
     ) -> Tensor:
         if activation == "sigmoid":
-            return PLAIN.activate(
+            return super().activate(
                 x_nhWI, shift_nI, factor_nI, padded_nhWI, above, activation, grid, workspace
             )
         n, height, width, channels = x_nhWI.shape

@@ -10,7 +10,7 @@ import functools
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -79,11 +79,11 @@ def raise_into(place_nHWC: Tensor, x_nhwC: Tensor) -> None:
     squares.copy_(x_nhwC[:, :, None, :, None].expand(n, height, 2, width, 2, channels))
 
 
-class Kernels(Protocol):
-    """The three operations.
+class Kernels:
+    """The three operations in plain torch, on every device.
 
-    Both forms give the same numbers, but that a product may be rounded before a sum or not
-    (`disagreement`).
+    The fused ones that override them give the same numbers, but that a product may be rounded
+    before a sum or not.
     """
 
     def unpack(
@@ -104,6 +104,17 @@ class Kernels(Protocol):
             workspace: of the step.
             raised: every code goes into a square of four pixels.
         """
+        n, height, width, channels = place_nhWC.shape
+        if raised:
+            small_nhwC = workspace.take("small", n, height // 2, width // 2, channels)
+            self.unpack(stored, small_nhwC, layout, workspace, raised=False)
+            raise_into(place_nhWC, small_nhwC)
+            return
+        if stored.dtype == torch.uint8:
+            unsigned_nhv = unpack_rows(stored, layout.width, width * channels)
+            # Modulo 256 this is the signed code.
+            stored = unsigned_nhv.sub_(layout.levels).view(torch.int8).reshape(place_nhWC.shape)
+        place_nhWC.copy_(stored)
 
     def pack(
         self,
@@ -113,6 +124,13 @@ class Kernels(Protocol):
         grid: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Stores codes; of values, with the grid's middle and step (n, C), which become codes."""
+        if grid is not None:
+            encode(y_nHWC, *map(over_pixels, grid), out=y_nHWC)
+        if stored.dtype == torch.uint8:
+            unsigned = y_nHWC.to(torch.int8).add_(layout.levels).view(torch.uint8)
+            stored.copy_(pack_rows(unsigned, layout.width))
+        else:
+            stored.copy_(y_nHWC)
 
     def activate(
         self,
@@ -140,58 +158,6 @@ class Kernels(Protocol):
         Returns:
             `padded_nhWI`, or that on the grid.
         """
-
-
-class PlainKernels:
-    """In plain torch, on every device."""
-
-    def unpack(
-        self,
-        stored: Tensor,
-        place_nhWC: Tensor,
-        layout: Layout,
-        workspace: Workspace,
-        *,
-        raised: bool,
-    ) -> None:
-        n, height, width, channels = place_nhWC.shape
-        if raised:
-            small_nhwC = workspace.take("small", n, height // 2, width // 2, channels)
-            self.unpack(stored, small_nhwC, layout, workspace, raised=False)
-            raise_into(place_nhWC, small_nhwC)
-            return
-        if stored.dtype == torch.uint8:
-            unsigned_nhv = unpack_rows(stored, layout.width, width * channels)
-            # Modulo 256 this is the signed code.
-            stored = unsigned_nhv.sub_(layout.levels).view(torch.int8).reshape(place_nhWC.shape)
-        place_nhWC.copy_(stored)
-
-    def pack(
-        self,
-        y_nHWC: Tensor,
-        stored: Tensor,
-        layout: Layout,
-        grid: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        if grid is not None:
-            encode(y_nHWC, *map(over_pixels, grid), out=y_nHWC)
-        if stored.dtype == torch.uint8:
-            unsigned = y_nHWC.to(torch.int8).add_(layout.levels).view(torch.uint8)
-            stored.copy_(pack_rows(unsigned, layout.width))
-        else:
-            stored.copy_(y_nHWC)
-
-    def activate(
-        self,
-        x_nhWI: Tensor,
-        shift_nI: Tensor,
-        factor_nI: Tensor,
-        padded_nhWI: Tensor,
-        above: int,
-        activation: Activation,
-        grid: InputGrid | None,
-        workspace: Workspace,
-    ) -> Tensor:
         r_nhWI = inner_rows(padded_nhWI, above, x_nhWI.shape[1])
         torch.addcmul(over_pixels(shift_nI), x_nhWI, over_pixels(factor_nI), out=r_nhWI)
         if activation == "relu":
@@ -214,7 +180,7 @@ def inner_rows(padded_nhWI: Tensor, above: int, height: int) -> Tensor:
     return padded_nhWI[:, above : above + height]
 
 
-PLAIN = PlainKernels()
+PLAIN = Kernels()
 
 
 def kernels_for(like: Tensor) -> Kernels:
@@ -229,6 +195,7 @@ def _kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
         return PLAIN
     try:
         from fedcunet.quant import fused
+        from fedcunet.quant.agreement import disagreement
 
         kernels: Kernels = fused.FusedKernels()
         found = disagreement(kernels, device, dtype)
@@ -243,80 +210,3 @@ def _kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
         stacklevel=2,
     )
     return PLAIN
-
-
-def disagreement(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """In which operation `kernels` and plain torch differ on small examples; "" if in none.
-
-    Their numbers are such that no order of rounding can change a result.
-    """
-    like = torch.empty(0, dtype=dtype, device=device)
-    for shape in ((2, 4, 6, 5), (1, 2, 1100, 5)):  # places are left over; several blocks a row
-        found = _packing_disagreement(kernels, shape, like)
-        found = found or _activation_disagreement(kernels, shape, like)
-        if found:
-            return found
-    return ""
-
-
-def _drawn(shape: tuple[int, ...], like: Tensor, most: int) -> Tensor:
-    """Multiples of 1/2 up to `most`, the same every time."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    return (torch.randint(-2 * most, 2 * most + 1, shape, generator=generator) / 2).to(like)
-
-
-def _packing_disagreement(kernels: Kernels, shape: tuple[int, int, int, int], like: Tensor) -> str:
-    n, _, width, channels = shape
-    workspace = Workspace(like)
-    packed = [Layout(bits, packed=True) for bits in (2, 3, 6, 8, 10, FULL)]
-    for layout in (*packed, Layout(6, packed=False)):
-        middle_nC = _drawn((n, channels), like, 8)
-        step_nC = _drawn((n, channels), like, 2).round_().exp2_()
-        codes = _drawn(shape, like, min(layout.levels, 1000))  # half of them between two codes
-        grid, values = None, codes
-        if layout.bits != FULL:
-            grid = middle_nC, step_nC
-            values = torch.addcmul(over_pixels(middle_nC), codes, over_pixels(step_nC))
-        rooms = [layout.empty(shape, like).zero_() for _ in range(2)]
-        taken = [values.clone() for _ in range(2)]
-        for each, room, y in zip((PLAIN, kernels), rooms, taken, strict=True):
-            each.pack(y, room, layout, grid)
-        if not taken[0].equal(taken[1]):
-            return f"codes of {layout.bits} bits"
-        if not rooms[0].equal(rooms[1]):
-            return f"packed codes of {layout.bits} bits"
-        for raised in (False, True):
-            scale = 2 if raised else 1
-            places = [like.new_zeros(n, scale, width * scale, channels + 3) for _ in range(2)]
-            for each, place in zip((PLAIN, kernels), places, strict=True):
-                part = rooms[0][:, 1:2]
-                each.unpack(part, place[..., 2:-1], layout, workspace, raised=raised)
-            if not places[0].equal(places[1]):
-                return f"unpacked codes of {layout.bits} bits"
-    return ""
-
-
-def _activation_disagreement(
-    kernels: Kernels, shape: tuple[int, int, int, int], like: Tensor
-) -> str:
-    n, height, width, channels = shape
-    workspace = Workspace(like)
-    x = _drawn(shape, like, 100)
-    shift, factor = _drawn((n, channels), like, 2), _drawn((n, channels), like, 3).round_().exp2_()
-    activations: tuple[Activation, ...] = ("none", "relu")
-    for activation in activations:
-        for above, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            for grid in (None, InputGrid(2**-2, 4.0)):
-                results = []
-                for each in (PLAIN, kernels):
-                    padded = like.new_ones(n, above + height + below, width, channels)
-                    read = each.activate(
-                        x, shift, factor, padded, above, activation, grid, workspace
-                    )
-                    results.append((padded, read.clone()))
-                (padded, read), (other_padded, other_read) = results
-                if not padded.equal(other_padded):
-                    return f"activation {activation}"
-                if not read.equal(other_read):
-                    return "what is read"
-    return ""

@@ -14,37 +14,38 @@ from torch import Tensor
 
 import fedcunet.quant
 from fedcunet.quant import kernels
-from fedcunet.quant.kernels import PLAIN, PlainKernels, disagreement, kernels_for
+from fedcunet.quant.agreement import disagreement
+from fedcunet.quant.kernels import PLAIN, Kernels, kernels_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-class WrongCode(PlainKernels):
+class WrongCode(Kernels):
     def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
         super().pack(y, stored, layout, grid)
         if layout.bits == 6:
             stored.view(-1)[-1] += 1
 
 
-class WrongValue(PlainKernels):
+class WrongValue(Kernels):
     def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
         super().pack(y, stored, layout, None if grid is None else (grid[0] + grid[1], grid[1]))
 
 
-class WrongPlace(PlainKernels):
+class WrongPlace(Kernels):
     def unpack(self, stored: Tensor, place: Tensor, *rest: Any, raised: bool) -> None:
         super().unpack(stored, place, *rest, raised=raised)
         if raised:
             place.copy_(place.flip(2))
 
 
-class WrongFactor(PlainKernels):
+class WrongFactor(Kernels):
     def activate(self, x: Tensor, shift: Tensor, factor: Tensor, *rest: Any) -> Tensor:
         return super().activate(x, shift, factor * 1.0001, *rest)
 
 
-class WrongRounding(PlainKernels):
+class WrongRounding(Kernels):
     def pack(self, y: Tensor, stored: Tensor, layout: Any, grid: Any = None) -> None:
         if grid is not None:
             middle, step = (each[:, None, None] for each in grid)
@@ -52,25 +53,25 @@ class WrongRounding(PlainKernels):
         super().pack(y, stored, layout)
 
 
-class WrongEnd(PlainKernels):
+class WrongEnd(Kernels):
     def unpack(self, stored: Tensor, place: Tensor, *rest: Any, raised: bool) -> None:
         super().unpack(stored, place, *rest, raised=raised)
         place[:, :, 1000:] = 0
 
 
-class WrongActivation(PlainKernels):
+class WrongActivation(Kernels):
     def activate(self, *arguments: Any) -> Tensor:
         return super().activate(*arguments[:5], "relu", *arguments[6:])
 
 
-class WrongRows(PlainKernels):
+class WrongRows(Kernels):
     def activate(self, *arguments: Any) -> Tensor:
         x, padded, above = arguments[0], arguments[3], arguments[4]
         above = above if padded.shape[1] != x.shape[1] + 1 else 1 - above
         return super().activate(*arguments[:4], above, *arguments[5:])
 
 
-class WrongRange(PlainKernels):
+class WrongRange(Kernels):
     def activate(self, *arguments: Any) -> Tensor:
         read = super().activate(*arguments)
         return read if arguments[6] is None else read.clamp(max=1)
@@ -90,9 +91,7 @@ class WrongRange(PlainKernels):
         (WrongRange, "what is read"),
     ],
 )
-def test_kernels_that_differ_from_plain_torch_are_found(
-    wrong: type[PlainKernels], found: str
-) -> None:
+def test_kernels_that_differ_from_plain_torch_are_found(wrong: type[Kernels], found: str) -> None:
     assert disagreement(wrong(), CPU, torch.float32) == found
     assert disagreement(PLAIN, CPU, torch.float32) == ""
 
@@ -106,7 +105,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels._kernels_for.cache_clear()
 
 
-def no_compiler() -> PlainKernels:
+def no_compiler() -> Kernels:
     raise RuntimeError("no compiler")
 
 
@@ -124,7 +123,7 @@ def test_kernels_that_do_not_work_are_not_used(
 
 
 def test_kernels_that_work_are_used(no_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    fused = SimpleNamespace(FusedKernels=PlainKernels)
+    fused = SimpleNamespace(FusedKernels=Kernels)
     monkeypatch.setattr(fedcunet.quant, "fused", fused, raising=False)
     assert kernels_for(torch.empty(0)) is not PLAIN
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -136,7 +135,7 @@ def test_triton_kernels_agree_with_plain_torch() -> None:
     script = """
 import torch
 from fedcunet.quant.fused import FusedKernels
-from fedcunet.quant.kernels import disagreement
+from fedcunet.quant.agreement import disagreement
 for dtype in (torch.float32, torch.float64):
     print(repr(disagreement(FusedKernels(), torch.device("cpu"), dtype)))
 """
