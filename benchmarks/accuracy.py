@@ -90,10 +90,9 @@ def planned(shapes: Sequence[Shape], seeds: int, out: Path, failed: set[Run]) ->
 
     for shape in shapes:
         yield from first_seed(MAIN, shape)
-    yield from first_seed(EARLY, shapes[0])
     for shape in shapes:
         yield from more_seeds(shape)
-    for shape in shapes[1:]:
+    for shape in shapes:
         yield from first_seed(EARLY, shape)
     for shape in shapes:
         yield from first_seed(LATE, shape)

@@ -74,11 +74,9 @@ BY_QUANTIZER = {
 MAIN = (PLAIN[0], *BY_QUANTIZER["source"][:2])  # more seeds, and first
 AT_ONCE = replace(MAIN[1], name="BW-alpha-QIG-818-at-once", aim=None, at_once=True)
 SETTINGS = (*PLAIN, *(setting for q in QUANTIZERS for setting in BY_QUANTIZER[q]), AT_ONCE)
-# In the order in which they are trained: the two that decide which quantiser is the default of
-# `[quant]`, the paper's rows, then what is only to be compared.
-DECISIVE = BY_QUANTIZER["ranged"][:2]
-LATE = (AT_ONCE, *BY_QUANTIZER["ranged"][2:])
-EARLY = [*DECISIVE, *(one for one in SETTINGS if one not in (*MAIN, *DECISIVE, *LATE))]
+# Trained last: what is only to be compared. Before them the paper's rows.
+LATE = (AT_ONCE, *BY_QUANTIZER["ranged"])
+EARLY = [one for one in SETTINGS if one not in (*MAIN, *LATE)]
 
 
 @dataclass(frozen=True)
