@@ -58,6 +58,7 @@ def setting(way: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
         model__order=min(1, arguments.unets - 1),
         quant__bits=arguments.bits,
         quant__alpha=True,
+        quant__input_quantizer="ranged",  # as in the table of docs/codecs.md
         data__name=arguments.data,
         data__root=arguments.root,
         data__size=arguments.size,

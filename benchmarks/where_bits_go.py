@@ -64,6 +64,7 @@ def setting(data: str, root: str, name: str, optimizer: str, clients: int) -> Ru
             "model.order": 0,
             "quant.bits": bits,
             "quant.alpha": alpha,
+            "quant.input-quantizer": "ranged",  # as in the figures of docs/codecs.md
             "data.name": data,
             "data.root": root,
             "data.cache-dir": str(Path(root) / ".cache"),

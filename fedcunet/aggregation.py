@@ -14,8 +14,9 @@ import torch
 
 from fedcunet.layout import Layout
 from fedcunet.saved import Saved
+from fedcunet.variances import VARIANCE_SUFFIX, kept, to_logarithms, to_variances
 
-MEAN_SUFFIX, VARIANCE_SUFFIX = ".running_mean", ".running_var"
+MEAN_SUFFIX = ".running_mean"
 
 SERVER_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p, lr, momentum: torch.optim.SGD(p, lr=lr, momentum=momentum),
@@ -34,8 +35,8 @@ class MeanAccumulator:
     Args:
         layout: names and shapes of the vector's tensors.
         state_N: the global state that the updates are differences to.
-        mixture: without it variances are averaged as they are, and the mean follows from the sum
-            of the updates alone, which privacy asks for.
+        mixture: without it the variances' logarithms are averaged as they are, and the mean
+            follows from the sum of the updates alone, which privacy asks for.
     """
 
     def __init__(self, layout: Layout, state_N: np.ndarray, *, mixture: bool = True) -> None:
@@ -43,8 +44,10 @@ class MeanAccumulator:
         means, variances = _statistics(layout)
         self._means, self._variances = means, variances
         self._old_means = state_N[means].astype(np.float64)
+        self._old_logarithms = state_N[variances].astype(np.float64)
         self._sum_N = np.zeros(layout.num_parameters, dtype=np.float32)
-        self._sum_of_squares = np.zeros(len(means))
+        # Of the statistics' first and second moments.
+        self._sum_of_means, self._sum_of_squares = np.zeros((2, len(means)))
         self.weight = 0.0
 
     def add(self, update_N: np.ndarray, weight: float) -> None:
@@ -53,16 +56,18 @@ class MeanAccumulator:
 
     def add_parts(self, parts: Iterable[tuple[slice, np.ndarray]], weight: float) -> None:
         """Adds an update whose values come in parts with their places in the vector."""
-        new_means = self._old_means.copy()
+        new_means, logarithms = self._old_means.copy(), self._old_logarithms.copy()
         for place, values in parts:
             # In pieces: no second vector of N values is made.
             for begin in range(0, values.size, 2**16):
                 piece = values[begin : begin + 2**16]
                 start = place.start + begin
                 self._sum_N[start : start + piece.size] += np.float32(weight) * piece
-            first, last = self._means.searchsorted([place.start, place.stop])
-            new_means[first:last] += values[self._means[first:last] - place.start]
-        self._sum_of_squares += weight * new_means**2
+            for new, places in ((new_means, self._means), (logarithms, self._variances)):
+                first, last = places.searchsorted([place.start, place.stop])
+                new[first:last] += values[places[first:last] - place.start]
+        self._sum_of_means += weight * new_means
+        self._sum_of_squares += weight * (to_variances(logarithms) + new_means**2)
         self.weight += weight
 
     def mean(self) -> np.ndarray:
@@ -72,9 +77,9 @@ class MeanAccumulator:
         mean_N: np.ndarray = self._sum_N / np.float32(self.weight)
         if not self._mixture:
             return mean_N
-        new_means = self._old_means + mean_N[self._means]
-        spread = self._sum_of_squares / self.weight - new_means**2
-        mean_N[self._variances] += np.maximum(spread, 0).astype(np.float32)
+        centre = self._sum_of_means / self.weight
+        variances = self._sum_of_squares / self.weight - centre**2
+        mean_N[self._variances] = to_logarithms(variances) - self._old_logarithms
         return mean_N
 
 
@@ -93,7 +98,7 @@ def statistics_places(layout: Layout) -> list[tuple[slice, slice]]:
 
 
 def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the running means, ascending, and of their running variances."""
+    """Positions of the running means and of their running variances, both ascending."""
     means: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     variances: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     for mean, variance in statistics_places(layout):
@@ -112,7 +117,7 @@ def statistics_mask(layout: Layout) -> np.ndarray:
 class StateRange:
     """What the values of a global state are kept within.
 
-    Coded updates can push a small variance below zero; latent weights at 1 or 2 bits stay within
+    Variances stay what a vector has of them (`variances.py`), latent weights at 1 or 2 bits within
     [-1, 1].
 
     Args:
@@ -128,7 +133,7 @@ class StateRange:
 
     def keep(self, state_N: np.ndarray) -> np.ndarray:
         """Brings `state_N` (N,), float32, into the range in place; returns it."""
-        state_N[self._variances] = np.maximum(state_N[self._variances], 0)
+        state_N[self._variances] = kept(state_N[self._variances])
         for part in self._latent:
             np.clip(state_N[part], -1, 1, out=state_N[part])
         return state_N

@@ -223,7 +223,7 @@ class RoundReplies:
     ) -> Rejection | None:
         """Why the values of a decoded update cannot be taken, or None."""
         limit = self.config.federation.max_update_norm or math.inf
-        # Variances behind unscaled ternary weights run to thousands; they say nothing of a step.
+        # Statistics have units of their own and say nothing of a step.
         parameters = [
             body if mask is None else body[mask] for body, mask in zip(bodies, masks, strict=True)
         ]

@@ -13,9 +13,9 @@ lie about it would count for many clients. Updates come in the order of the clie
 are made in that order, so that nothing depends on who answered first.
 
 **BatchNorm statistics** are measurements and no steps: running means and variances have units of
-their own, and variances behind unscaled ternary weights run to thousands. So norms and distances
-leave them out, and, since an attacker could then lie there at no risk, they never take a mean:
-`trimmed-mean` trims them, the other three take their median. As in the mean of all
+their own. So norms and distances leave them out, and, since an attacker could then lie there at no
+risk, they never take a mean: `trimmed-mean` trims them, the other three take their median. As in
+the mean of all
 (`MeanAccumulator`), a variance is that of the mixture: the rule's value of the clients' variances
 plus its value of their means' squared distances to the aggregated mean.
 """
@@ -30,6 +30,7 @@ from fedcunet.errors import UserError
 from fedcunet.layout import Layout
 from fedcunet.terms import rounded_up, select
 from fedcunet.update_file import UpdateFile
+from fedcunet.variances import to_logarithms, to_variances
 
 # Least number of updates that withstand f attackers, after the papers' breakdown points.
 LEAST_UPDATES: Mapping[str, Callable[[int], int]] = {
@@ -82,11 +83,12 @@ def aggregate(
     trimmed = attackers if rule == "trimmed-mean" else _median_trim(len(updates))
     for mean, variance in statistics_places(layout):
         means_nC = state_N[mean] + updates.columns(mean).astype(np.float64)
-        variances_nC = state_N[variance] + updates.columns(variance).astype(np.float64)
+        logarithms_nC = state_N[variance] + updates.columns(variance).astype(np.float64)
         centre_C = middle_mean(means_nC, trimmed)
         spread_C = middle_mean((means_nC - centre_C) ** 2, trimmed)
         result_N[mean] = centre_C - state_N[mean]
-        result_N[variance] = middle_mean(variances_nC, trimmed) + spread_C - state_N[variance]
+        variances_C = middle_mean(to_variances(logarithms_nC), trimmed) + spread_C
+        result_N[variance] = to_logarithms(variances_C) - state_N[variance]
     return result_N
 
 

@@ -161,7 +161,7 @@ class Server:
         acknowledged = sorted(self.acknowledged.items())
         facts = {"round": self.round, "token": self.token, "acknowledged": acknowledged}
         parts = {
-            "server": Saved({"state": self.state_N}, facts),
+            "server": Saved({"vector": self.state_N}, facts),
             "optimizer": self.optimizer.saved(),
             "downlink": self.downlink.saved(),
         }
@@ -170,7 +170,7 @@ class Server:
     def restore(self, parts: Mapping[str, Saved]) -> None:
         """Goes on after the round that was saved, with the clients' state under its token."""
         server = parts["server"]
-        self.state_N = server.tensors["state"]
+        self.state_N = server.tensors["vector"]
         self.round, self.token = server.facts["round"], server.facts["token"]
         self.acknowledged = dict(server.facts["acknowledged"])
         self.optimizer.restore(parts["optimizer"])

@@ -27,17 +27,10 @@ PAPER_FIGURE_5 = {NAIVE: 9, RECOMPUTED: 16}  # U-Nets in 12 GB at batch 16
 
 
 def quant_values(bits: str, storage: str) -> dict[str, Scalar]:
-    """Changes of a RunConfig for these bit widths in this level of storage.
-
-    What is not stored as float32 keeps quantised sources, which alone pack well; binary weights
-    have alpha.
-    """
-    quantised = bits != "32,32,32"
+    """Changes of a RunConfig for these bit widths and this storage; binary weights have alpha."""
     values: dict[str, Scalar] = {"quant__bits": bits, "quant__storage": storage}
-    if quantised and bits.split(",")[1] != "32":
+    if bits.split(",")[1] != "32":
         values["quant__alpha"] = True
-    if quantised and storage != "float32":
-        values["quant__input_quantizer"] = "source"
     return values
 
 

@@ -35,7 +35,8 @@ ALLOWED = {
     "identity": {"environment"},
     "records": {"payload", "environment", "errors"},
     "saved": {"files", "errors"},
-    "aggregation": {"layout", "saved"},
+    "variances": set(),
+    "aggregation": {"layout", "saved", "variances"},
     "client_evaluation": {"records", "terms"},
     "terms": {"expected", "layout", "config", "devices", "errors"},
     "downlink": {
@@ -52,7 +53,15 @@ ALLOWED = {
     },
     "shrinkage": {"layout", "codecs", "aggregation"},
     "update_file": {"errors"},
-    "robust": {"update_file", "aggregation", "terms", "layout", "config", "errors"},
+    "robust": {
+        "update_file",
+        "aggregation",
+        "terms",
+        "layout",
+        "variances",
+        "config",
+        "errors",
+    },
     "replies": {
         "terms",
         "records",
@@ -86,6 +95,7 @@ ALLOWED = {
         "errors",
     },
     "training": {
+        "variances",
         "quant",
         "data",
         "codecs",

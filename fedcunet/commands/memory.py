@@ -56,8 +56,8 @@ def memory(
         str | None,
         typer.Option(
             "--input-quantizer",
-            help="paper, ranged or source.",
-            show_default="ranged with float32 storage, else source",
+            help="source, ranged or paper.",
+            show_default="source",
         ),
     ] = None,
     gradient_scale: GradientScaleOption = "channel",
@@ -108,9 +108,9 @@ def memory(
 
     Bytes are those of torch's allocator: peak = what stays from step to step (parameters,
     optimiser, batch) + the high-water mark of the step; saved = what the forward pass leaves for
-    the backward pass. Packed storage saves most with --input-quantizer source; with another
-    quantiser the maps it keeps are floats. On the CPU the growth of a fresh process's high-water
-    mark over one step stands beside the allocator's figure for the same growth.
+    the backward pass. With an --input-quantizer other than source the maps that packed storage
+    keeps are floats. On the CPU the growth of a fresh process's high-water mark over one step
+    stands beside the allocator's figure for the same growth.
 
     With --sweep: a table of all settings, and the paper's Fig. 5; their bits and storage are its
     own.
@@ -128,8 +128,7 @@ def memory(
             raise UserError(f"{name}: expected without --sweep, which measures settings of its own")
     bits = "8,1,8" if bits is None else bits
     storage = "float32" if storage is None else storage
-    if input_quantizer is None:
-        input_quantizer = "ranged" if storage == "float32" else "source"
+    input_quantizer = "source" if input_quantizer is None else input_quantizer
     config = RunConfig().replace(
         model__kind=model,
         model__unets=unets,

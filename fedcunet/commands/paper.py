@@ -89,13 +89,8 @@ def _command(table: Table) -> Callable[..., None]:
             str, typer.Option("--schedule", help="paper, constant, cosine, or 30:0.2,60:0.5")
         ] = DEFAULTS.schedule,
         input_quantizer: Annotated[
-            str | None,
-            typer.Option(
-                "--input-quantizer",
-                help="paper, ranged or source.",
-                show_default="source with packed storage, else ranged",
-            ),
-        ] = None,
+            str, typer.Option("--input-quantizer", help="source, ranged or paper.")
+        ] = DEFAULTS.input_quantizer,
         storage: Annotated[
             str,
             typer.Option("--storage", help="Of rows with low-bit inputs: float32, or packed."),
@@ -118,8 +113,6 @@ def _command(table: Table) -> Callable[..., None]:
         if counts_only:
             _print_counts([table], as_json)
             return
-        if input_quantizer is None:
-            input_quantizer = "source" if storage == "packed" else "ranged"
         budget = Budget(
             data=data,
             root=root,

@@ -57,8 +57,8 @@ def train(
     alpha: Annotated[bool, typer.Option("--alpha", help="Scale binary filters.")] = False,
     input_quantizer: Annotated[
         str,
-        typer.Option("--input-quantizer", help="ranged, source, or paper (its literal form)."),
-    ] = "ranged",
+        typer.Option("--input-quantizer", help="source, ranged, or paper (its literal form)."),
+    ] = "source",
     gradient_scale: GradientScaleOption = "channel",
     storage: Annotated[
         str,

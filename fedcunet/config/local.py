@@ -39,7 +39,7 @@ class QuantConfig:
 
     bits: str = "32,32,32"  # inputs, weights, gradients: the paper's I,W,G
     alpha: bool = False
-    input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
+    input_quantizer: Literal["paper", "ranged", "source"] = "source"
     input_range: float = 4.0
     gradient_scale: Literal["tensor", "channel"] = "channel"
     # What waits for the backward pass: float32 maps; packed codes; or, frugal, fewer of them, with

@@ -28,7 +28,7 @@ class Budget:
     learning_rate: float = SHORT_RATE  # the first
     optimizer: str = "rmsprop"  # the paper's
     schedule: str = "cosine"
-    input_quantizer: str = "ranged"
+    input_quantizer: str = "source"
     storage: str = "float32"  # of the rows whose inputs have few bits; the others keep floats
     threads: int = 1
     unets: int | None = None  # n of the table's smallest network; None: the table's own default

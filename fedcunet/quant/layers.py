@@ -21,9 +21,9 @@ from fedcunet.quant.sources import QuantiseFeature, QuantiseSource
 class QuantSpec:
     """Bit widths of a training step, in the paper's notation I-W-G, and how they are applied.
 
-    The defaults of the last three are what learned best on real faces; `paper` and `tensor` are
-    the paper's literal forms. `source` quantises the feature maps where they are produced instead
-    of the inputs of the convolutions (`sources.py`).
+    The defaults of quantiser and scale are what learned best on real faces; `paper` and `tensor`
+    are the paper's literal forms. `source` quantises the feature maps where they are produced
+    instead of the inputs of the convolutions (`sources.py`).
     """
 
     input_bits: int = FULL  # inputs of the convolutions, 2 to 16, or 32
@@ -31,7 +31,7 @@ class QuantSpec:
     gradient_bits: int = FULL  # gradients of the activations between layers, 2 to 16, or 32
     alpha: bool = False  # scale per filter (BW-alpha)
     # Range [-1, 1]; `input_range`; or no fixed range, on outputs in place of inputs.
-    input_quantizer: Literal["paper", "ranged", "source"] = "ranged"
+    input_quantizer: Literal["paper", "ranged", "source"] = "source"
     input_range: float = 4.0  # a power of two: the range of `ranged`
     gradient_scale: Literal["tensor", "channel"] = "channel"  # channel: a sample and channel each
     weight_share: float = 1.0  # 0 to 1: of the way from float weights to quantised ones

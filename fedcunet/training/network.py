@@ -9,6 +9,7 @@ from fedcunet.layout import Layout
 from fedcunet.models import DUNet, IterativeRefinement, StackedHourglass
 from fedcunet.quant.layers import quantise_network, quantised_weights
 from fedcunet.quant.storage import store
+from fedcunet.variances import VARIANCE_SUFFIX, to_logarithms, to_variances
 
 COUNTER = "num_batches_tracked"  # BatchNorm's only state that is no measurement
 
@@ -75,20 +76,24 @@ def network_layout(model: nn.Module) -> Layout:
 
 
 def get_vector(model: nn.Module) -> np.ndarray:
-    """The whole state as float32, in the order of `network_layout`."""
-    # reshape(-1) reads in the logical order, whatever the memory format.
-    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in state_tensors(model).values()]
-    vector: np.ndarray = torch.cat(flat).numpy()
-    return vector
+    """The whole state as float32, in the order of `network_layout`; variances as logarithms."""
+    parts = []
+    for name, tensor in state_tensors(model).items():
+        # reshape(-1) reads in the logical order, whatever the memory format.
+        flat = tensor.detach().reshape(-1).float().cpu().numpy()
+        parts.append(to_logarithms(flat) if name.endswith(VARIANCE_SUFFIX) else flat)
+    return np.concatenate(parts)
 
 
 @torch.no_grad()
 def set_vector(model: nn.Module, vector: np.ndarray) -> None:
     """Puts a vector of `get_vector` into `model`."""
     position = 0
-    for tensor in state_tensors(model).values():
-        part = torch.from_numpy(vector[position : position + tensor.numel()])
-        tensor.copy_(part.view(tensor.shape))
+    for name, tensor in state_tensors(model).items():
+        part = vector[position : position + tensor.numel()]
+        if name.endswith(VARIANCE_SUFFIX):
+            part = to_variances(part)
+        tensor.copy_(torch.from_numpy(part).view(tensor.shape))
         position += tensor.numel()
     if position != len(vector):
         raise ValueError(f"the network has {position} values, the vector {len(vector)}")

@@ -194,7 +194,7 @@ def test_a_quantised_step_repeats_with_its_seed() -> None:
 
 
 def test_hidden_convolutions_see_only_grid_inputs_and_binary_weights() -> None:
-    spec = QuantSpec(input_bits=4, weight_bits=1, gradient_bits=8)
+    spec = QuantSpec(input_bits=4, weight_bits=1, gradient_bits=8, input_quantizer="ranged")
     model = quantise_network(nn.Sequential(DUNet(1, 0, 3, width=8, growth=4)), QuantSpec())
     conv = QuantConv2d.from_float(nn.Conv2d(2, 3, 1, bias=False), spec, rounding=None)
     with torch.no_grad():

@@ -18,7 +18,7 @@ LAYOUT = Layout.from_tensors(
     fine={"n.running_mean", "n.running_var"},
 )
 CONFIG = RunConfig().replace(update__codec="float32", update__bits=32)
-STATE = np.array([0, 0, 0, 0, 0, 1], dtype=np.float32)
+STATE = np.zeros(6, dtype=np.float32)  # a variance of 1
 
 
 def judged(
@@ -58,19 +58,22 @@ def line_of(replies: RoundReplies) -> RoundLine:
 
 def test_a_stale_step_is_shorter_and_stale_statistics_are_not() -> None:
     mean_N = judged([[1, 1, 1, 1, 3, 5]], started={0: 1}).mean(STATE, 1)
-    assert mean_N == pytest.approx([0.5, 0.5, 0.5, 0.5, 3, 5])  # 1 / sqrt(1 + 3)
+    assert mean_N == pytest.approx([0.5, 0.5, 0.5, 0.5, 3, 5], abs=1e-5)  # 1 / sqrt(1 + 3)
 
 
 def test_with_privacy_variances_are_averaged_without_the_spread_of_the_means() -> None:
-    rows = [[0, 0, 0, 0, 1, 2], [0, 0, 0, 0, 3, 4]]
+    rows = [[0, 0, 0, 0, 1, np.log(2)], [0, 0, 0, 0, 3, np.log(8)]]
     private = CONFIG.replace(privacy__clip_norm=10.0)
-    assert judged(rows).mean(STATE, 2) == pytest.approx([0, 0, 0, 0, 2, 3 + 1])
-    assert judged(rows, config=private).mean(STATE, 2) == pytest.approx([0, 0, 0, 0, 2, 3])
+    near = pytest.approx([0, 0, 0, 0, 2, np.log((2 + 8) / 2 + 1)], abs=1e-4)
+    assert judged(rows).mean(STATE, 2) == near
+    logarithm = (np.log(2) + np.log(8)) / 2
+    found = judged(rows, config=private).mean(STATE, 2)
+    assert found == pytest.approx([0, 0, 0, 0, 2, logarithm], abs=1e-6)
 
 
 def test_a_statistic_beyond_all_measure_is_refused() -> None:
     replies = judged([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 2e9]])
-    assert replies.mean(STATE, 1) == pytest.approx([0, 0, 0, 0, 1, 1])
+    assert replies.mean(STATE, 1) == pytest.approx([0, 0, 0, 0, 1, 1], abs=1e-5)
     assert [line.outcome for line in replies.lines] == ["accepted", "too-large"]
 
 

@@ -42,7 +42,7 @@ def test_gradients_are_those_of_plain_autograd(
     "spec",
     [
         QuantSpec(weight_bits=1, alpha=True),
-        QuantSpec(input_bits=8, weight_bits=2),
+        QuantSpec(input_bits=8, weight_bits=2, input_quantizer="ranged"),
         QuantSpec(input_bits=4, input_quantizer="paper"),
         QuantSpec(input_bits=8, weight_bits=1, alpha=True, input_quantizer="source"),
         QuantSpec(input_bits=4, weight_bits=2, input_quantizer="source"),
