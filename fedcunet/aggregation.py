@@ -29,25 +29,24 @@ SERVER_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 class MeanAccumulator:
     """The weighted mean of any number of updates in one float32 buffer.
 
-    BatchNorm statistics are averaged as those of a mixture: the mean variance of the clients plus
-    the variance of their means, else clients that differ would look more alike than they are.
+    BatchNorm statistics are averaged as those of a mixture: the geometric mean of the clients'
+    variances, which the noise of coding does not raise, plus the variance of their means, else
+    clients that differ would look more alike than they are.
 
     Args:
         layout: names and shapes of the vector's tensors.
         state_N: the global state that the updates are differences to.
-        mixture: without it the variances' logarithms are averaged as they are, and the mean
-            follows from the sum of the updates alone, which privacy asks for.
+        mixture: without it the spread of the means is left out, and the mean follows from the sum
+            of the updates alone, which privacy asks for.
     """
 
     def __init__(self, layout: Layout, state_N: np.ndarray, *, mixture: bool = True) -> None:
         self._mixture = mixture
         means, variances = _statistics(layout)
         self._means, self._variances = means, variances
-        self._old_means = state_N[means].astype(np.float64)
-        self._old_logarithms = state_N[variances].astype(np.float64)
+        self._logarithms = state_N[variances]
         self._sum_N = np.zeros(layout.num_parameters, dtype=np.float32)
-        # Of the statistics' first and second moments.
-        self._sum_of_means, self._sum_of_squares = np.zeros((2, len(means)))
+        self._sum_of_squares = np.zeros(len(means))  # of the steps of running means
         self.weight = 0.0
 
     def add(self, update_N: np.ndarray, weight: float) -> None:
@@ -56,18 +55,16 @@ class MeanAccumulator:
 
     def add_parts(self, parts: Iterable[tuple[slice, np.ndarray]], weight: float) -> None:
         """Adds an update whose values come in parts with their places in the vector."""
-        new_means, logarithms = self._old_means.copy(), self._old_logarithms.copy()
+        steps = np.zeros(len(self._means))
         for place, values in parts:
             # In pieces: no second vector of N values is made.
             for begin in range(0, values.size, 2**16):
                 piece = values[begin : begin + 2**16]
                 start = place.start + begin
                 self._sum_N[start : start + piece.size] += np.float32(weight) * piece
-            for new, places in ((new_means, self._means), (logarithms, self._variances)):
-                first, last = places.searchsorted([place.start, place.stop])
-                new[first:last] += values[places[first:last] - place.start]
-        self._sum_of_means += weight * new_means
-        self._sum_of_squares += weight * (to_variances(logarithms) + new_means**2)
+            first, last = self._means.searchsorted([place.start, place.stop])
+            steps[first:last] = values[self._means[first:last] - place.start]
+        self._sum_of_squares += weight * steps**2
         self.weight += weight
 
     def mean(self) -> np.ndarray:
@@ -77,9 +74,10 @@ class MeanAccumulator:
         mean_N: np.ndarray = self._sum_N / np.float32(self.weight)
         if not self._mixture:
             return mean_N
-        centre = self._sum_of_means / self.weight
-        variances = self._sum_of_squares / self.weight - centre**2
-        mean_N[self._variances] = to_logarithms(variances) - self._old_logarithms
+        steps = mean_N[self._means].astype(np.float64)
+        spread = np.maximum(self._sum_of_squares / self.weight - steps**2, 0)
+        variances = to_variances(self._logarithms + mean_N[self._variances])
+        mean_N[self._variances] = to_logarithms(variances + spread) - self._logarithms
         return mean_N
 
 
@@ -98,7 +96,7 @@ def statistics_places(layout: Layout) -> list[tuple[slice, slice]]:
 
 
 def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the running means and of their running variances, both ascending."""
+    """Positions of the running means, ascending, and of their running variances."""
     means: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     variances: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     for mean, variance in statistics_places(layout):
@@ -107,10 +105,15 @@ def _statistics(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(means), np.concatenate(variances)
 
 
+def statistics_at(layout: Layout) -> np.ndarray:
+    """Positions of all BatchNorm statistics in the vector, ascending."""
+    return np.sort(np.concatenate(_statistics(layout)))
+
+
 def statistics_mask(layout: Layout) -> np.ndarray:
     """True (N,) where the vector holds a BatchNorm statistic."""
     mask_N = np.zeros(layout.num_parameters, dtype=bool)
-    mask_N[np.concatenate(_statistics(layout))] = True
+    mask_N[statistics_at(layout)] = True
     return mask_N
 
 

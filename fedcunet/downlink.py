@@ -94,7 +94,7 @@ class Downlink:
         self._config, self._layout = config, layout
         self._range = _range_of(layout, config)
         self._first_id = first_model(first_N).model_id
-        self._visible_N = first_N.copy()
+        self.visible_N = first_N.copy()  # what clients begin from in this round
         self._round = 0
         # What leads from the visible model after `_base_round` to the present one, oldest first.
         self._base_round = 0
@@ -112,15 +112,15 @@ class Downlink:
         self._round, self._whole, self._parcels, self._sent = round_number, None, {}, {}
         self._change_N = None
         if not self._config.downlink.coded:
-            self._visible_N = state_N
+            self.visible_N = state_N
             return
-        missing_N = state_N - self._visible_N
+        missing_N = state_N - self.visible_N
         if not missing_N.any():
             return
         expected = difference_payload(self._layout, self._config, round_number)
         payload = pack(missing_N, expected)
         change_N = _decoded(payload, expected)
-        self._visible_N = self._range.keep(self._visible_N + change_N)
+        self.visible_N = self._range.keep(self.visible_N + change_N)
         if self._config.update.prediction:
             self._change_N = change_N
         self._differences.append((round_number, payload))
@@ -138,7 +138,7 @@ class Downlink:
         """
         downlink = self._config.downlink
         keeps_errors = not (downlink.coded and get_codec(downlink.codec).unbiased)
-        return state_N if keeps_errors else self._visible_N
+        return state_N if keeps_errors else self.visible_N
 
     def parcel(self, client: int) -> bytes:
         """What `client` is sent in this round."""
@@ -156,7 +156,7 @@ class Downlink:
         """The whole visible model, for a client whose state does not suffice."""
         if self._whole is None:
             expected = model_payload(self._layout, self._config, self._round)
-            payload = pack(self._visible_N, expected)
+            payload = pack(self.visible_N, expected)
             self._whole = _hash(payload), _parcel(WHOLE, NO_ID, [payload])
         self._sent[client] = self._whole[0]
         return self._whole[1]
@@ -176,7 +176,7 @@ class Downlink:
 
     def saved(self) -> Saved:
         """What `restore` needs."""
-        tensors = {"visible": self._visible_N} if self._config.downlink.coded else {}
+        tensors = {"visible": self.visible_N} if self._config.downlink.coded else {}
         for number, payload in self._differences:
             tensors[f"difference-{number}"] = np.frombuffer(payload, dtype=np.uint8)
         held = [[client, number, held.hex()] for client, (number, held) in self._held.items()]
@@ -192,7 +192,7 @@ class Downlink:
         self._held = {
             client: (number, bytes.fromhex(held)) for client, number, held in saved.facts["held"]
         }
-        self._visible_N = saved.tensors.get("visible", self._visible_N)
+        self.visible_N = saved.tensors.get("visible", self.visible_N)
         numbers = sorted(
             int(name.removeprefix("difference-"))
             for name in saved.tensors

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from fedcunet.aggregation import MeanAccumulator, statistics_mask
+from fedcunet.aggregation import MeanAccumulator, statistics_at, statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
@@ -21,7 +21,7 @@ from fedcunet.shrinkage import Shrinkage
 from fedcunet.terms import client_setting, rounded_up, staleness_factor, update_payload
 from fedcunet.update_file import UpdateFile
 
-MAX_STATISTIC = 1e9  # a BatchNorm statistic moves less in a round
+MAX_STATISTIC = 1e9  # a BatchNorm mean moves less in a round, and a variance's logarithm too
 # Outcomes that no honest client of this version has: it was an attacker's, and the updates that are
 # left hold one attacker fewer.
 NEVER_HONEST = {*get_args(Reason), "malformed-reply", "bad-metrics"} - {"too-large"}
@@ -77,6 +77,9 @@ class RoundReplies:
     reference: Callable[[int], np.ndarray | None] = lambda client: None
     # In which round a client began, where that was not this one (buffered.py).
     started: Mapping[int, int] = field(default_factory=dict)
+    # By round, where it matters: BatchNorm statistics, in the vector's order, of the model that
+    # clients began from.
+    statistics: Mapping[int, np.ndarray] = field(default_factory=dict)
     lines: list[ClientLine] = field(default_factory=list)
     admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
     shrinkage: Shrinkage | None = field(init=False)  # where the setting asks for it
@@ -146,6 +149,9 @@ class RoundReplies:
     def mean(self, state_N: np.ndarray, needed: int) -> np.ndarray | str:
         """The mean of the admitted updates to `state_N`, or what the setting's rule takes for it.
 
+        Parameters take steps. BatchNorm statistics are measurements: they go to where the clients
+        came, from whichever model these began.
+
         An update whose values cannot be taken is refused here; `needed` must remain, and as many
         as the rule needs. Otherwise the text says why there is none.
         """
@@ -153,7 +159,7 @@ class RoundReplies:
         if len(self.admitted) >= needed and rule == "mean":
             mixture = not self.config.privacy.enabled
             total = MeanAccumulator(self.layout, state_N, mixture=mixture)
-            self._add_all(total)
+            self._add_all(total, state_N)
             if len(self.admitted) >= needed:
                 mean_N = total.mean()
                 if self.shrinkage is not None:
@@ -162,7 +168,7 @@ class RoundReplies:
         elif len(self.admitted) >= needed:
             folder = Path(self.config.federation.scratch_dir)
             with UpdateFile(folder, self.layout.num_parameters) as updates:
-                self._add_all(updates)
+                self._add_all(updates, state_N)
                 if len(self.admitted) >= needed:
                     attackers = self._num_attackers()
                     too_few = breakdown(rule, attackers, len(updates))
@@ -182,17 +188,18 @@ class RoundReplies:
         refused = sum(line.outcome in NEVER_HONEST for line in self.lines)
         return max(0, asked - refused)
 
-    def _add_all(self, total: MeanAccumulator | UpdateFile) -> None:
+    def _add_all(self, total: MeanAccumulator | UpdateFile, state_N: np.ndarray) -> None:
         """Adds the admitted updates in the order of the client ids, whoever was admitted first."""
         masks = self._parameter_masks()
         for client in sorted(self.admitted):
-            self._add(client, total, masks)
+            self._add(client, total, masks, state_N)
 
     def _add(
         self,
         client: int,
         total: MeanAccumulator | UpdateFile,
         masks: Sequence[np.ndarray | None],
+        state_N: np.ndarray,
     ) -> None:
         """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
         update, num_examples = self.admitted[client]
@@ -208,9 +215,26 @@ class RoundReplies:
             # With privacy every client counts the same: one must not move the mean further.
             weight = 1.0 if self.config.privacy.enabled else float(num_examples)
             weight *= staleness_factor(self.number - self.started.get(client, self.number))
-            total.add_parts(self.layout.places(*bodies), weight)
+            total.add_parts(self._from(state_N, client, self.layout.places(*bodies)), weight)
             if self.shrinkage is not None:
                 self.shrinkage.add(update.noise(bodies, reference), weight)
+
+    def _from(
+        self, state_N: np.ndarray, client: int, parts: Iterable[tuple[slice, np.ndarray]]
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """A client's update with the steps of its statistics from `state_N` to where it came."""
+        began = self.statistics.get(self.started.get(client, self.number))
+        if began is None:
+            yield from parts
+            return
+        positions = statistics_at(self.layout)
+        further = began - state_N[positions]
+        for place, values in parts:
+            first, last = positions.searchsorted([place.start, place.stop])
+            if further[first:last].any():
+                values = values.copy()
+                values[positions[first:last] - place.start] += further[first:last]
+            yield place, values
 
     def _parameter_masks(self) -> list[np.ndarray | None]:
         """For both bodies of an update: where values are no statistics, None if nowhere else."""

@@ -15,9 +15,9 @@ are made in that order, so that nothing depends on who answered first.
 **BatchNorm statistics** are measurements and no steps: running means and variances have units of
 their own. So norms and distances leave them out, and, since an attacker could then lie there at no
 risk, they never take a mean: `trimmed-mean` trims them, the other three take their median. As in
-the mean of all
-(`MeanAccumulator`), a variance is that of the mixture: the rule's value of the clients' variances
-plus its value of their means' squared distances to the aggregated mean.
+the mean of all (`MeanAccumulator`), a variance is that of the mixture: what the rule makes of the
+logarithms of the clients' variances, plus its value of their means' squared distances to the
+aggregated mean.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,7 +87,7 @@ def aggregate(
         centre_C = middle_mean(means_nC, trimmed)
         spread_C = middle_mean((means_nC - centre_C) ** 2, trimmed)
         result_N[mean] = centre_C - state_N[mean]
-        variances_C = middle_mean(to_variances(logarithms_nC), trimmed) + spread_C
+        variances_C = to_variances(middle_mean(logarithms_nC, trimmed)) + spread_C
         result_N[variance] = to_logarithms(variances_C) - state_N[variance]
     return result_N
 

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedcunet.aggregation import ServerOptimizer
+from fedcunet.aggregation import ServerOptimizer, statistics_at
 from fedcunet.client_evaluation import ClientEvaluation, score_of
 from fedcunet.config import RunConfig
 from fedcunet.downlink import Downlink
@@ -117,6 +117,9 @@ class Server:
     admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
     left_out: list[str] = field(default_factory=list)  # why nodes do not take part
     round: int = 0  # the last one that has ended
+    # BatchNorm statistics, in the vector's order, of the models that clients at work began from, by
+    # round.
+    statistics: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         federation = self.config.federation
@@ -184,7 +187,8 @@ class Server:
         config = self.config
         selected, wanted = select(sorted(self.clients), config, round_number)
         rate = self.learning_rate(round_number)
-        self.downlink.begin_round(round_number, self.state_N)
+        self.statistics.clear()
+        self._begin_round(round_number)
         exchange = self._train(round_number, selected, rate)
         judged = RoundReplies(
             config=config,
@@ -193,6 +197,7 @@ class Server:
             number=round_number,
             bytes_down=exchange.bytes_down,
             reference=self.downlink.reference,
+            statistics=self.statistics,
         )
         for client in selected:
             reply = exchange.replies.get(client)
@@ -202,6 +207,11 @@ class Server:
         self._end_round(
             judged, rate, wanted=wanted, begin=begin, reproducible=exchange.reproducible
         )
+
+    def _begin_round(self, round_number: int) -> None:
+        """The round's model for the clients, and its statistics."""
+        self.downlink.begin_round(round_number, self.state_N)
+        self.statistics[round_number] = self.downlink.visible_N[statistics_at(self.layout)]
 
     def _end_round(
         self,
@@ -299,10 +309,11 @@ class Server:
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""
-        mean_N = judged.mean(self.state_N, needed)
+        base_N = self.downlink.base(self.state_N)
+        mean_N = judged.mean(base_N, needed)
         if isinstance(mean_N, str):
             return mean_N
-        new_N = self.optimizer.step(self.downlink.base(self.state_N), mean_N)
+        new_N = self.optimizer.step(base_N, mean_N)
         if not np.isfinite(new_N).all():
             return "the next model would not be finite"
         self.state_N = new_N

@@ -137,7 +137,7 @@ def rounded_reference(model: nn.Module, config: RunConfig, bits: int) -> nn.Modu
         *(with_quant(bits, alpha) for bits, alpha in SETTINGS),
         TINY.replace(model__kind="stacked"),
         TINY.replace(model__iterative=True),
-        TINY.replace(quant__input_quantizer="source"),
+        TINY.replace(quant__input_quantizer="ranged"),
     ],
     ids=lambda config: (
         f"{config.model.kind}-{config.model.iterative}-{config.quant.input_quantizer}"

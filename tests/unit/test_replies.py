@@ -1,6 +1,7 @@
 """The replies of one round with BatchNorm statistics, stale updates, and metrics left out."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ def judged(
     *,
     config: RunConfig = CONFIG,
     started: Mapping[int, int] | None = None,
+    statistics: Mapping[int, list[float]] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> RoundReplies:
     """The updates of clients 0, 1, … with one example each in round 4."""
@@ -42,6 +44,10 @@ def judged(
         number=4,
         bytes_down=dict.fromkeys(range(len(rows)), 0),
         started=started or {},
+        statistics={
+            number: np.array(values, dtype=np.float32)
+            for number, values in (statistics or {}).items()
+        },
     )
     for client, row in enumerate(rows):
         began = replies.started.get(client, 4)
@@ -61,10 +67,22 @@ def test_a_stale_step_is_shorter_and_stale_statistics_are_not() -> None:
     assert mean_N == pytest.approx([0.5, 0.5, 0.5, 0.5, 3, 5], abs=1e-5)  # 1 / sqrt(1 + 3)
 
 
+@pytest.mark.parametrize("rule", ["mean", "median"])
+def test_statistics_go_where_clients_came_from_whichever_model_they_began(
+    rule: str, tmp_path: Path
+) -> None:
+    # All three measured the mean 7 and the logarithm 8; two began in round 2, at 1 and 3.
+    rows = [[1, 1, 1, 1, 6, 5], [1, 1, 1, 1, 2, 7], [1, 1, 1, 1, 6, 5]]
+    config = CONFIG.replace(federation__aggregation=rule, federation__scratch_dir=str(tmp_path))
+    replies = judged(rows, config=config, started={0: 2, 2: 2}, statistics={2: [1, 3], 4: [5, 1]})
+    state = np.array([0, 0, 0, 0, 4, 2], dtype=np.float32)
+    assert replies.mean(state, 1)[4:] == pytest.approx([3, 6], abs=1e-5)
+
+
 def test_with_privacy_variances_are_averaged_without_the_spread_of_the_means() -> None:
     rows = [[0, 0, 0, 0, 1, np.log(2)], [0, 0, 0, 0, 3, np.log(8)]]
     private = CONFIG.replace(privacy__clip_norm=10.0)
-    near = pytest.approx([0, 0, 0, 0, 2, np.log((2 + 8) / 2 + 1)], abs=1e-4)
+    near = pytest.approx([0, 0, 0, 0, 2, np.log(4 + 1)], abs=1e-4)
     assert judged(rows).mean(STATE, 2) == near
     logarithm = (np.log(2) + np.log(8)) / 2
     found = judged(rows, config=private).mean(STATE, 2)

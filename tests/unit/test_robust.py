@@ -16,7 +16,7 @@ from fedcunet.errors import RunFailure, UserError
 from fedcunet.layout import Layout
 from fedcunet.robust import RULES, aggregate, breakdown, check_breakdown
 from fedcunet.update_file import UpdateFile
-from fedcunet.variances import kept, to_logarithms, to_variances
+from fedcunet.variances import to_logarithms, to_variances
 
 TWO = Layout.vector(2)
 NORM = Layout.from_tensors(
@@ -90,9 +90,9 @@ def test_batchnorm_statistics_by_hand(tmp_path: Path) -> None:
     rows = np.array([[0, 0, 1, 4], [0, 0, 2, 6], [0, 0, 3, 5], [0, 0, 1e6, 1e6]])
     rows[:, 3] = to_logarithms(rows[:, 3])
     found = aggregated("median", rows, tmp_path, layout=NORM, state=[0, 0, 0, 0])
-    # Mean (2 + 3) / 2; variance (5 + 6) / 2 and the median of 2.25, 0.25, 0.25, huge.
+    # Mean (2 + 3) / 2; the mean of 5 and 6 in logarithms and the median of 2.25, 0.25, 0.25, huge.
     assert found[:3].tolist() == [0, 0, 2.5]
-    assert to_variances(found[3:]) == pytest.approx([5.5 + (0.25 + 2.25) / 2], rel=1e-5)
+    assert to_variances(found[3:]) == pytest.approx([30**0.5 + (0.25 + 2.25) / 2], rel=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["multi-krum", "norm-clipping"])
@@ -167,12 +167,13 @@ def test_whatever_a_minority_sends_the_result_stays_within_the_honest_range(
     honest = data.draw(st.integers(attackers + 1, attackers + 4))
     rows = data.draw(
         st.lists(
-            st.lists(anything, min_size=4, max_size=4),
+            st.tuples(anything, anything, anything, st.floats(-12, 22, width=32)),
             min_size=honest + attackers,
             max_size=honest + attackers,
         )
     )
     values = np.array(rows, dtype=np.float32)
+    values[honest:, 3] *= 2.0**90
     order = data.draw(st.permutations(range(len(rows))))
     with np.errstate(over="ignore"):  # a square of 2^100 has no room in float32
         found = aggregated(
@@ -181,8 +182,12 @@ def test_whatever_a_minority_sends_the_result_stays_within_the_honest_range(
     low, high = values[:honest].min(axis=0), values[:honest].max(axis=0)
     assert (low[:3] <= found[:3]).all()
     assert (found[:3] <= high[:3]).all()
-    # The variance, as far as it can be told; the spread of the means adds to it.
-    assert found[3] >= kept(low[3]) - 1e-5
+    # The variance, as far as it can be told, to which the spread of the means adds.
+    least, most = (
+        to_variances(low[3:]),
+        to_variances(high[3:]) + (float(high[2]) - float(low[2])) ** 2,
+    )
+    assert to_logarithms(least) - 1e-5 <= found[3] <= to_logarithms(most) + 1e-5
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -12,6 +12,7 @@ from flwr.server.superlink.linkstate.utils import create_message_error_unavailab
 from fedcunet import terms
 from fedcunet.aggregation import statistics_mask
 from fedcunet.config import RunConfig
+from fedcunet.downlink import Visible, first_model, receive
 from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
 from fedcunet.payload import pack
@@ -109,12 +110,13 @@ def test_values_that_are_not_finite_are_refused_after_decoding() -> None:
     assert np.isfinite(watcher.states[-1]).all()
 
 
-def test_large_batchnorm_variances_are_no_large_update() -> None:
+def test_large_batchnorm_statistics_are_no_large_update() -> None:
     layout = Layout.from_tensors(
         {"a.weight": (4,), "n.running_mean": (2,), "n.running_var": (2,)},
         fine={"n.running_mean", "n.running_var"},
     )
     assert statistics_mask(layout).tolist() == [False] * 4 + [True] * 4
+    # Variances are logarithms: e to the 16th is 9 million.
     update = np.array([1, 1, 1, 1, 5e5, 5e5, 16, 16], dtype=np.float32)
 
     def client_app(message: Message, context: Context) -> Message:
@@ -132,6 +134,46 @@ def test_large_batchnorm_variances_are_no_large_update() -> None:
     ).run()
     assert watcher.lines[0].replies == {"accepted": 1}
     assert watcher.states[0].tolist() == update.tolist()
+
+
+@pytest.mark.parametrize("codec", ["trellis", "trellis-wiener"])  # without bias, and with
+def test_statistics_behind_a_coded_downlink_are_what_the_clients_measured(codec: str) -> None:
+    """Clients that measure the means -1 and 1 and the variance 0.5, wherever they begin."""
+    layout = Layout.from_tensors(
+        {"a.weight": (600,), "n.running_mean": (40,), "n.running_var": (40,)},
+        fine={"n.running_mean", "n.running_var"},
+    )
+    config = CONFIG.replace(
+        federation__rounds=4, downlink__codec=codec, downlink__bits=0.5, quant__bits="32,1,32"
+    )
+    visible: dict[int, Visible] = {}
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, 5, ""), reply_to=message)
+        blob, values = read_model(message)
+        number = int(values["round"])
+        new = first_model(np.zeros(680, dtype=np.float32))
+        received = receive(
+            blob, config, layout, number, held=visible.get(client), first=lambda: new
+        )
+        visible[client] = received.visible
+        measured = np.concatenate(
+            [np.full(600, 0.1), np.full(40, 2.0 * client - 1), np.full(40, np.log(0.5))]
+        )
+        update = measured.astype(np.float32) - received.visible.state_N
+        content = update_content(
+            pack(update, terms.update_payload(layout, config, number, client)),
+            {"num-examples": 5, "loss": 1.0},
+        )
+        return Message(content, reply_to=message)
+
+    watcher = Watcher()
+    made_server(client_app, config, watcher, layout=layout, clients=2).run()
+    for state_N in watcher.states:
+        assert state_N[600:640] == pytest.approx(np.zeros(40), abs=1e-5)
+        assert state_N[640:] == pytest.approx(np.full(40, np.log(1.5)), abs=1e-4)
 
 
 def test_a_round_below_its_quorum_is_abandoned_and_changes_nothing() -> None:

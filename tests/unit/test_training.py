@@ -40,6 +40,7 @@ from fedcunet.training.network import (
 )
 from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
+from fedcunet.variances import VARIANCE_SUFFIX, kept, to_variances
 
 CONFIG = RunConfig().replace(
     model__unets=1,
@@ -197,12 +198,21 @@ def test_pck_counts_points_within_a_fifth_of_the_torso() -> None:
 
 def test_vector_and_network_are_the_same_state() -> None:
     model = build_network(CONFIG, 68)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # not all 1
+        for name, tensor in state_tensors(model).items():
+            if name.endswith(VARIANCE_SUFFIX):
+                logarithms = 3 * torch.randn(tensor.shape, generator=generator).numpy()
+                tensor.copy_(torch.from_numpy(to_variances(kept(logarithms))))
     vector = get_vector(model)
     layout = network_layout(model)
     assert vector.shape == (layout.num_parameters,)
     named = layout.split(vector)
     for name, tensor in state_tensors(model).items():
-        assert np.array_equal(named[name], tensor.numpy()), name
+        found = named[name]
+        if name.endswith(VARIANCE_SUFFIX):
+            found = to_variances(found).astype(np.float32)
+        assert np.array_equal(found, tensor.numpy()), name
     fresh = build_network(CONFIG.replace(seed=5), 68)
     assert tensors_sha256(fresh) != tensors_sha256(model)
     set_vector(fresh, vector)
