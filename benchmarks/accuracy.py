@@ -120,8 +120,9 @@ def work(arguments: argparse.Namespace) -> int:
                 for run in planned(arguments.shapes, arguments.seeds, out, failed)
                 if run not in active and run not in failed and not run.done(out)
             )
-            run = next(following, None) if started < arguments.first else None
-            if run is not None and len(active) < arguments.jobs:
+            is_free = len(active) < arguments.jobs and started < arguments.first
+            run = next(following, None) if is_free else None
+            if run is not None:
                 active[run] = start(run, arguments)
                 started += 1
             elif not active:
