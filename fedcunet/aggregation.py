@@ -29,9 +29,9 @@ SERVER_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 class MeanAccumulator:
     """The weighted mean of any number of updates in one float32 buffer.
 
-    BatchNorm statistics are averaged as those of a mixture: the geometric mean of the clients'
-    variances, which the noise of coding does not raise, plus the variance of their means, else
-    clients that differ would look more alike than they are.
+    BatchNorm statistics are averaged nearly as those of a mixture. A variance is the geometric mean
+    of the clients' variances, which the noise of coding does not raise as it does their mean, plus
+    the variance of their means, else clients that differ would look more alike than they are.
 
     Args:
         layout: names and shapes of the vector's tensors.
@@ -120,8 +120,8 @@ def statistics_mask(layout: Layout) -> np.ndarray:
 class StateRange:
     """What the values of a global state are kept within.
 
-    Variances stay what a vector has of them (`variances.py`), latent weights at 1 or 2 bits within
-    [-1, 1].
+    Logarithms of variances stay on their grid (`variances.py`), latent weights at 1 or 2 bits
+    within [-1, 1].
 
     Args:
         layout: names and shapes of the vector's tensors.

@@ -61,9 +61,7 @@ class BufferedServer(Server):
         """Fills the free places, waits for the next `buffer-size` answers, steps."""
         begin, began = time.perf_counter(), self.clock
         rate = self.learning_rate(round_number)
-        busy = {answer.started for answer in self.at_work}
-        self.statistics = {one: found for one, found in self.statistics.items() if one in busy}
-        self._begin_round(round_number)
+        self._begin_round(round_number, {answer.started for answer in self.at_work})
         away, reproducible = self._fill(round_number, rate)
         wanted = self.config.federation.buffer_size
         # Where many devices do not answer, fewer may be at work: the server steps with these.
@@ -77,7 +75,7 @@ class BufferedServer(Server):
             number=round_number,
             bytes_down=Counter({answer.client: answer.bytes_down for answer in arrived}),
             started={answer.client: answer.started for answer in arrived},
-            statistics=self.statistics,
+            first_statistics=self.first_statistics,
         )
         replies = away | {answer.client: answer.reply for answer in arrived}
         for client in sorted(replies):
@@ -139,7 +137,7 @@ class BufferedServer(Server):
             elif answer.reply is not None:
                 values["bad"] = [answer.reply.reason, answer.reply.detail]
             answers.append(values)
-            tensors[f"statistics-{answer.started}"] = self.statistics[answer.started]
+            tensors[f"statistics-{answer.started}"] = self.first_statistics[answer.started]
         facts = {"clock": self.clock, "answers": answers}
         # The zero-argument form does not work in a class with slots that dataclass makes anew.
         return Server.saved(self) | {"at-work": Saved(tensors, facts)}
@@ -150,7 +148,7 @@ class BufferedServer(Server):
         saved = parts["at-work"]
         self.clock = saved.facts["clock"]
         self.at_work = []
-        self.statistics = {
+        self.first_statistics = {
             values["started"]: saved.tensors[f"statistics-{values['started']}"]
             for values in saved.facts["answers"]
         }

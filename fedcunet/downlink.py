@@ -6,7 +6,8 @@ difference between it and the global model: the same bytes to all. The next glob
 visible one and the clients' mean update to it, so that what an unbiased code lost is gone; the
 clients, who train from the visible model, make up for it. What a biased code loses stays in the
 next difference instead (error feedback on the server without a residual of its own, as in Tang et
-al., "DoubleSqueeze", ICML 2019), for it would be lost in the same direction each time. A client
+al., "DoubleSqueeze", ICML 2019), for it would be lost in the same direction each time. (BatchNorm
+statistics go to where the clients came with either, `RoundReplies.mean`.) A client
 that missed rounds gets the differences that it missed, or the visible model as one snapshot,
 whichever is smaller. The first visible model follows from the setting's seed and is not sent.
 

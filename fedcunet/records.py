@@ -36,9 +36,9 @@ MEMORY_KEY, NEEDED_KEY, RUNG_KEY = "memory-bytes", "needed-bytes", "rung"
 
 # The one array in the record: its name, and how its bytes are to be understood.
 MODEL_NAME = "model"
-MODEL_STYPE = "fedcunet.model.v1"
+MODEL_STYPE = "fedcunet.model.v2"
 UPDATE_NAME = "update"
-UPDATE_STYPE = "fedcunet.update.v1"
+UPDATE_STYPE = "fedcunet.update.v2"
 
 # Flower's codes of errors (flwr.common.constant.ErrorCode, 1.39).
 CLIENT_APP_RAISED = 2

@@ -77,15 +77,18 @@ class RoundReplies:
     reference: Callable[[int], np.ndarray | None] = lambda client: None
     # In which round a client began, where that was not this one (buffered.py).
     started: Mapping[int, int] = field(default_factory=dict)
-    # By round, where it matters: BatchNorm statistics, in the vector's order, of the model that
-    # clients began from.
-    statistics: Mapping[int, np.ndarray] = field(default_factory=dict)
+    # By round: BatchNorm statistics, in the vector's order, of the model that clients began from;
+    # of a round that is left out, those of the model that the mean goes to.
+    first_statistics: Mapping[int, np.ndarray] = field(default_factory=dict)
     lines: list[ClientLine] = field(default_factory=list)
     admitted: dict[int, tuple[Admitted, int]] = field(default_factory=dict)  # client -> examples
     shrinkage: Shrinkage | None = field(init=False)  # where the setting asks for it
+    statistics_at: np.ndarray = field(init=False)  # their positions in the vector
+    moves: dict[int, np.ndarray] = field(default_factory=dict)  # by round; of `mean`
 
     def __post_init__(self) -> None:
         self.shrinkage = Shrinkage(self.layout) if self.config.federation.shrinkage else None
+        self.statistics_at = statistics_at(self.layout)
 
     def judge(self, client: int, reply: Reply | BadReply | None) -> None:
         """Admits the client's reply, or notes why not. Called in the order of the client ids."""
@@ -150,16 +153,18 @@ class RoundReplies:
         """The mean of the admitted updates to `state_N`, or what the setting's rule takes for it.
 
         Parameters take steps. BatchNorm statistics are measurements: they go to where the clients
-        came, from whichever model these began.
+        came, from whichever model these began (`first_statistics`).
 
         An update whose values cannot be taken is refused here; `needed` must remain, and as many
         as the rule needs. Otherwise the text says why there is none.
         """
         rule = self.config.federation.aggregation
+        begin_S = state_N[self.statistics_at]
+        self.moves = {number: found - begin_S for number, found in self.first_statistics.items()}
         if len(self.admitted) >= needed and rule == "mean":
             mixture = not self.config.privacy.enabled
             total = MeanAccumulator(self.layout, state_N, mixture=mixture)
-            self._add_all(total, state_N)
+            self._add_all(total)
             if len(self.admitted) >= needed:
                 mean_N = total.mean()
                 if self.shrinkage is not None:
@@ -168,7 +173,7 @@ class RoundReplies:
         elif len(self.admitted) >= needed:
             folder = Path(self.config.federation.scratch_dir)
             with UpdateFile(folder, self.layout.num_parameters) as updates:
-                self._add_all(updates, state_N)
+                self._add_all(updates)
                 if len(self.admitted) >= needed:
                     attackers = self._num_attackers()
                     too_few = breakdown(rule, attackers, len(updates))
@@ -188,18 +193,17 @@ class RoundReplies:
         refused = sum(line.outcome in NEVER_HONEST for line in self.lines)
         return max(0, asked - refused)
 
-    def _add_all(self, total: MeanAccumulator | UpdateFile, state_N: np.ndarray) -> None:
+    def _add_all(self, total: MeanAccumulator | UpdateFile) -> None:
         """Adds the admitted updates in the order of the client ids, whoever was admitted first."""
         masks = self._parameter_masks()
         for client in sorted(self.admitted):
-            self._add(client, total, masks, state_N)
+            self._add(client, total, masks)
 
     def _add(
         self,
         client: int,
         total: MeanAccumulator | UpdateFile,
         masks: Sequence[np.ndarray | None],
-        state_N: np.ndarray,
     ) -> None:
         """Adds a client's update to `total`, or refuses it. Keeps none of its decoded values."""
         update, num_examples = self.admitted[client]
@@ -215,25 +219,23 @@ class RoundReplies:
             # With privacy every client counts the same: one must not move the mean further.
             weight = 1.0 if self.config.privacy.enabled else float(num_examples)
             weight *= staleness_factor(self.number - self.started.get(client, self.number))
-            total.add_parts(self._from(state_N, client, self.layout.places(*bodies)), weight)
+            total.add_parts(self._moved(client, self.layout.places(*bodies)), weight)
             if self.shrinkage is not None:
                 self.shrinkage.add(update.noise(bodies, reference), weight)
 
-    def _from(
-        self, state_N: np.ndarray, client: int, parts: Iterable[tuple[slice, np.ndarray]]
+    def _moved(
+        self, client: int, parts: Iterable[tuple[slice, np.ndarray]]
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """A client's update with the steps of its statistics from `state_N` to where it came."""
-        began = self.statistics.get(self.started.get(client, self.number))
-        if began is None:
+        """A client's update whose statistics lead from the state to where the client came."""
+        move_S = self.moves.get(self.started.get(client, self.number))
+        if move_S is None or not move_S.any():
             yield from parts
             return
-        positions = statistics_at(self.layout)
-        further = began - state_N[positions]
         for place, values in parts:
-            first, last = positions.searchsorted([place.start, place.stop])
-            if further[first:last].any():
+            first, last = self.statistics_at.searchsorted([place.start, place.stop])
+            if first < last:
                 values = values.copy()
-                values[positions[first:last] - place.start] += further[first:last]
+                values[self.statistics_at[first:last] - place.start] += move_S[first:last]
             yield place, values
 
     def _parameter_masks(self) -> list[np.ndarray | None]:

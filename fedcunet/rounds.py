@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -117,9 +117,8 @@ class Server:
     admitted: Mapping[int, int] | None = None  # node -> client id, where keys were admitted
     left_out: list[str] = field(default_factory=list)  # why nodes do not take part
     round: int = 0  # the last one that has ended
-    # BatchNorm statistics, in the vector's order, of the models that clients at work began from, by
-    # round.
-    statistics: dict[int, np.ndarray] = field(default_factory=dict)
+    # By round: BatchNorm statistics, in the vector's order, of the models that clients began from.
+    first_statistics: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         federation = self.config.federation
@@ -164,6 +163,7 @@ class Server:
         acknowledged = sorted(self.acknowledged.items())
         facts = {"round": self.round, "token": self.token, "acknowledged": acknowledged}
         parts = {
+            # "state" until variances were logarithms: such a run is not resumed.
             "server": Saved({"vector": self.state_N}, facts),
             "optimizer": self.optimizer.saved(),
             "downlink": self.downlink.saved(),
@@ -187,7 +187,6 @@ class Server:
         config = self.config
         selected, wanted = select(sorted(self.clients), config, round_number)
         rate = self.learning_rate(round_number)
-        self.statistics.clear()
         self._begin_round(round_number)
         exchange = self._train(round_number, selected, rate)
         judged = RoundReplies(
@@ -197,7 +196,7 @@ class Server:
             number=round_number,
             bytes_down=exchange.bytes_down,
             reference=self.downlink.reference,
-            statistics=self.statistics,
+            first_statistics=self.first_statistics,
         )
         for client in selected:
             reply = exchange.replies.get(client)
@@ -208,10 +207,12 @@ class Server:
             judged, rate, wanted=wanted, begin=begin, reproducible=exchange.reproducible
         )
 
-    def _begin_round(self, round_number: int) -> None:
-        """The round's model for the clients, and its statistics."""
+    def _begin_round(self, round_number: int, busy: Collection[int] = ()) -> None:
+        """The round's model for the clients; its statistics, and those of rounds still at work."""
         self.downlink.begin_round(round_number, self.state_N)
-        self.statistics[round_number] = self.downlink.visible_N[statistics_at(self.layout)]
+        self.first_statistics = {number: self.first_statistics[number] for number in busy}
+        visible_N = self.downlink.visible_N
+        self.first_statistics[round_number] = visible_N[statistics_at(self.layout)]
 
     def _end_round(
         self,

@@ -3,7 +3,7 @@
 Variances of one tensor lie far apart, behind unscaled weights at 1 or 2 bits between tenths and
 thousands. An update codec with one scale for a tensor adds noise of one size to all of them. Of the
 variances themselves that is more than the small ones have: they become zero, and what is divided
-by them endless. Of their logarithms it is a factor, and a variance stays one.
+by them grows without limit. Of their logarithms it is a factor, and a variance stays one.
 
 The logarithms lie on a grid that is coarser than a float32 variance and finer than any measurement,
 so a vector that is put into a network comes out of it as it was. `EPS` is that of torch's

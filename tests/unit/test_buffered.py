@@ -177,7 +177,7 @@ def test_answers_of_every_kind_are_saved(tmp_path: Path) -> None:
     reply = Reply(node_id=1, blob=b"", num_examples=10, metrics={"loss": 0.1, "steps": 3})
     bad = BadReply(reason="error-reply", detail="the disk is full")
     before, after = server([], Watcher()), server([], Watcher())
-    before.statistics = {number: np.array([number], dtype=np.float32) for number in (0, 1)}
+    before.first_statistics = {number: np.array([number], dtype=np.float32) for number in (0, 1)}
     before.at_work = [
         _Answer(float(client), client, 1, one, 7) for client, one in enumerate((reply, bad, None))
     ]
@@ -188,4 +188,4 @@ def test_answers_of_every_kind_are_saved(tmp_path: Path) -> None:
         (1.0, 1, 1, bad, 7),
         (2.0, 2, 1, None, 7),
     ]
-    assert {number: one.tolist() for number, one in after.statistics.items()} == {1: [1]}
+    assert {number: one.tolist() for number, one in after.first_statistics.items()} == {1: [1]}

@@ -54,7 +54,7 @@ def reply_with(**changes: Any) -> Message:
 
 
 def blob_array(**changes: Any) -> Array:
-    fields = {"dtype": "uint8", "shape": (256,), "stype": "fedcunet.update.v1", "data": BLOB}
+    fields = {"dtype": "uint8", "shape": (256,), "stype": "fedcunet.update.v2", "data": BLOB}
     return Array(**{**fields, **changes})
 
 
@@ -117,9 +117,9 @@ def test_records_survive_flowers_own_serialisation() -> None:
             "2 arrays",
         ),
         (
-            {"arrays": ArrayRecord({"update": blob_array(stype="fedcunet.model.v1")})},
+            {"arrays": ArrayRecord({"update": blob_array(stype="fedcunet.model.v2")})},
             "malformed-reply",
-            "of type 'fedcunet.model.v1'",
+            "of type 'fedcunet.model.v2'",
         ),
         (
             {"arrays": ArrayRecord({"update": Array(np.zeros(3, np.uint8))})},
@@ -226,7 +226,7 @@ def test_what_is_no_message_at_all_is_malformed(thing: Any) -> None:
                     "config": ConfigRecord({"round": 1}),
                 }
             ),
-            "expected 'fedcunet.model.v1'",
+            "expected 'fedcunet.model.v2'",
         ),
         (model_content(BLOB, {"round": [1, 2]}), "config value 'round' is a list"),  # type: ignore[dict-item]
         (model_content(BLOB, {"round": b"1"}), "config value 'round' is a bytes"),  # type: ignore[dict-item]

@@ -44,7 +44,7 @@ def judged(
         number=4,
         bytes_down=dict.fromkeys(range(len(rows)), 0),
         started=started or {},
-        statistics={
+        first_statistics={
             number: np.array(values, dtype=np.float32)
             for number, values in (statistics or {}).items()
         },
