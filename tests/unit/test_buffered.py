@@ -12,6 +12,7 @@ from fedcunet import terms
 from fedcunet.buffered import BufferedServer, _Answer
 from fedcunet.downlink import receive
 from fedcunet.errors import UserError
+from fedcunet.layout import Layout
 from fedcunet.payload import pack
 from fedcunet.records import BadReply, Reply, description_content, read_model, update_content
 from fedcunet.saved import read_saved, write_saved
@@ -189,3 +190,26 @@ def test_answers_of_every_kind_are_saved(tmp_path: Path) -> None:
         (2.0, 2, 1, None, 7),
     ]
     assert {number: one.tolist() for number, one in after.first_statistics.items()} == {1: [1]}
+
+
+def test_statistics_go_where_late_clients_came() -> None:
+    """All measure the mean 1 and e times the variance, from whichever model they begin."""
+    layout = Layout.from_tensors({"n.running_mean": (2,), "n.running_var": (2,)})
+    config = BUFFERED.replace(federation__buffer_size=1)
+
+    def client_app(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "query":
+            return Message(description_content(client, EXAMPLES[client], ""), reply_to=message)
+        blob, values = read_model(message)
+        number = int(values["round"])
+        began_N = receive(blob, config, layout, number, held=None, first=no_model).visible.state_N
+        coded = pack(1 - began_N, terms.update_payload(layout, config, number, client))
+        metrics = {"num-examples": EXAMPLES[client], "loss": 1.0}
+        content = update_content(coded, metrics | {"device-seconds": SECONDS[client]})
+        return Message(content, reply_to=message)
+
+    watcher = Watcher()
+    made_server(client_app, config, watcher, kind=BufferedServer, layout=layout).run()
+    for state_N in watcher.states:
+        assert state_N == pytest.approx(np.ones(4), abs=1e-5)
