@@ -200,8 +200,9 @@ def _resume(
     checkpoint = load_checkpoint(out / LAST)
     before, now = checkpoint.config.flat(), config.flat()
     may_change = set(MAY_CHANGE)
-    if config.training.ramp and config.quant.has_latent_weights:
-        may_change.remove("training.epochs")  # weights that have their bits would lose them again
+    has_ramp = config.training.ramp and config.quant.has_latent_weights
+    if has_ramp or config.training.freeze_norm:  # bits would be lost again, statistics thaw
+        may_change.remove("training.epochs")
     changed = [key for key in now if before[key] != now[key] and key not in may_change]
     if changed:
         raise UserError(f"{out / LAST}: was trained with another {', '.join(changed)}")

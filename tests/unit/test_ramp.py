@@ -161,6 +161,14 @@ def test_epochs_bring_weights_to_their_bits(
         train_network(config.replace(training__epochs=6), *sets, out, resume=True)
 
 
+def test_frozen_statistics_do_not_thaw(root: Path, tmp_path: Path) -> None:
+    sets = load("300w", root, "train"), load("300w", root, "test")
+    config = CONFIG.replace(training__epochs=2, training__freeze_norm=0.5)
+    train_network(config, *sets, tmp_path / "out")
+    with pytest.raises(UserError, match=r"was trained with another training\.epochs"):
+        train_network(config.replace(training__epochs=4), *sets, tmp_path / "out", resume=True)
+
+
 def test_weights_get_their_bits_over_the_rounds_of_a_run(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
