@@ -144,12 +144,12 @@ def _sgd(weight_N: Tensor, gradient_N: Tensor, state: _State, rate: float) -> No
 
 
 def _adam(weight_N: Tensor, gradient_N: Tensor, state: _State, rate: float) -> None:
-    """Decays 0.9 and 0.999, eps 1e-8: as torch.optim.Adam."""
+    """Decays 0.9 and 0.99, eps 1e-8: as torch.optim.Adam."""
     step = state.count_step()
     mean_N = state.read("mean", SIGNED).lerp_(gradient_N, 0.1)
-    square_N = state.read("square", UNSIGNED).mul_(0.999)
-    square_N.addcmul_(gradient_N, gradient_N, value=0.001)
-    divisor_N = (square_N / (1 - 0.999**step)).sqrt_().add_(1e-8)
+    square_N = state.read("square", UNSIGNED).mul_(0.99)
+    square_N.addcmul_(gradient_N, gradient_N, value=0.01)
+    divisor_N = (square_N / (1 - 0.99**step)).sqrt_().add_(1e-8)
     weight_N.addcdiv_(mean_N, divisor_N, value=-rate / (1 - 0.9**step))
     state.write("mean", SIGNED, mean_N)
     state.write("square", UNSIGNED, square_N)

@@ -30,11 +30,20 @@ def plan(out: Path) -> list[Run]:
 
 def test_all_settings_come_at_both_rates_and_sizes_and_the_defaults_first(tmp_path: Path) -> None:
     runs = plan(tmp_path)
-    assert {run.setting for run in runs[:6]} == set(MAIN)
+    assert {run.setting for run in runs[:24]} == set(MAIN)
+    assert {run.shape for run in runs[:24]} == set(SHAPES)
     assert len(runs) == len(set(runs))
-    assert len(runs) == len(SETTINGS) * len(RATES) * 2 == 92
-    assert len({run.folder(tmp_path) for run in runs}) == 92
+    assert len(runs) == 2 * len(RATES) * (len(SETTINGS) + len(MAIN)) == 104
+    assert len({run.folder(tmp_path) for run in runs}) == 104
     assert {run.seed for run in runs} == {0}
+
+
+def test_adam_is_for_the_defaults_alone(tmp_path: Path) -> None:
+    runs = [run for run in plan(tmp_path) if run.shape.optimizer == "adam"]
+    assert {run.setting for run in runs} == set(MAIN)
+    for run in runs:
+        words = run.command(tmp_path, "300w", "r")
+        assert words[words.index("--optimizer") + 1] == "adam"
 
 
 def test_more_seeds_wait_for_the_better_rate(tmp_path: Path) -> None:
