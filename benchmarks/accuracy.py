@@ -232,8 +232,7 @@ def report(arguments: argparse.Namespace) -> None:
         untried = "*" if row["rates_tried"] < len(RATES) else " "
         print(f"{row['size']:>4} {row['epochs']:>6} {row['optimizer']:9} {row['setting']:24} "
               f"{row['input_quantizer'] or '–':9} {row['rate']:>6g}{untried} {row['seeds']:>5} "
-              f"{row['nme_percent']:>6.2f} "
-              f"{texts[0]:>6} {texts[1]:>6} {texts[2]:>5}")  # fmt: skip
+              f"{row['nme_percent']:>6.2f} {texts[0]:>6} {texts[1]:>6} {texts[2]:>5}")  # fmt: skip
     print("NME after the last epoch, at the better learning rate (*: the other is not done yet).")
     print(budget(arguments))
 

@@ -144,7 +144,7 @@ def _sgd(weight_N: Tensor, gradient_N: Tensor, state: _State, rate: float) -> No
 
 
 def _adam(weight_N: Tensor, gradient_N: Tensor, state: _State, rate: float) -> None:
-    """Decays 0.9 and 0.99, eps 1e-8: as torch.optim.Adam."""
+    """Decays 0.9 and 0.99, eps 1e-8: else as torch.optim.Adam."""
     step = state.count_step()
     mean_N = state.read("mean", SIGNED).lerp_(gradient_N, 0.1)
     square_N = state.read("square", UNSIGNED).mul_(0.99)

@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": lambda groups: torch.optim.RMSprop(groups, alpha=0.99, eps=1e-8),
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     # Squared gradients of heatmaps fall eightyfold from the first epoch to the third; torch's 0.999
-    # remembers them for a thousand steps, which are too small for as long (docs/networks.md).
+    # remembers them for a thousand, in which steps are too small (docs/networks.md).
     "adam": lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True),
 }
 _FACTOR = "factor"  # of a group: its learning rate over that of the setting

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import accuracy
 from benchmarks.accuracy import planned
-from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, SHAPES, Run, Setting
+from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, SHAPES, Run, Setting, Shape, shapes_of
 from fedcunet.config import RunConfig
 
 SMALL = SHAPES[0]
@@ -44,6 +44,11 @@ def test_adam_is_for_the_defaults_alone(tmp_path: Path) -> None:
     for run in runs:
         words = run.command(tmp_path, "300w", "r")
         assert words[words.index("--optimizer") + 1] == "adam"
+
+
+def test_numbers_name_every_shape_that_has_them() -> None:
+    assert shapes_of(64, 15, 16) == [SHAPES[0], SHAPES[2]]
+    assert shapes_of(64, 2, 8) == [Shape(64, 2, 8)]
 
 
 def test_more_seeds_wait_for_the_better_rate(tmp_path: Path) -> None:
