@@ -195,26 +195,22 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def budget(arguments: argparse.Namespace) -> str:
     """How many runs are done, and how long the others would take at the pace so far."""
     out = arguments.out
-    num_done = num_left = 0
-    seconds_left = 0.0
+    num_done = num_left = pixels_left = 0
+    paces: list[float] = []  # seconds of an epoch over the pixels of a crop
     for shape in arguments.shapes:
         runs = list(all_runs([shape], arguments.seeds))
-        files = [run.folder(out) / "history.jsonl" for run in runs]
-        lines = [
-            json.loads(line)
-            for file in files
-            if file.exists()
-            for line in file.read_text().splitlines()
-        ]
-        pace = mean(line["seconds"] for line in lines) if lines else float("nan")
+        for run in runs:
+            file = run.folder(out) / "history.jsonl"
+            lines = file.read_text().splitlines() if file.exists() else []
+            paces += [json.loads(line)["seconds"] / shape.size**2 for line in lines]
         done = sum(run.done(out) for run in runs)
         # Seeds beyond the first are at one of the two rates.
         left = len(runs) - (len(shape.rates) - 1) * len(MAIN) * (arguments.seeds - 1) - done
         num_done, num_left = num_done + done, num_left + left
-        seconds_left += left * shape.epochs * pace
+        pixels_left += left * shape.epochs * shape.size**2
     text = f"{num_done} runs done, {num_left} to do"
-    if num_left and seconds_left == seconds_left:
-        text += f": about {seconds_left / 3600:.1f} core-hours at the pace so far"
+    if num_left and paces:
+        text += f": about {pixels_left * mean(paces) / 3600:.1f} core-hours at the pace so far"
     return text
 
 

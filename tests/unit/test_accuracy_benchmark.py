@@ -116,6 +116,23 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
     assert [json.loads(line)["percent"] for line in file.read_text().splitlines()] == [8.5, 9.125]
 
 
+def test_the_hours_left_follow_from_the_pixels_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(MAIN[0], Shape(64, 10, 8), RATES[0], 0)
+    finish(run, tmp_path, 9.0)
+    (run.folder(tmp_path) / "history.jsonl").write_text('{"seconds": 36}\n' * 10)
+    words = ("--shape", "64", "10", "8", "--shape", "128", "10", "4", "--seeds", "1", "--report")
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "--out", str(tmp_path), *words])
+    accuracy.main()
+    runs = 2 * len(SETTINGS)  # of a shape; an epoch of the second takes four times as long
+    hours = 36 * 10 * (runs - 1 + 4 * runs) / 3600
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"1 runs done, {2 * runs - 1} to do: about {hours:.1f} core-hours at the pace so far"
+    )
+
+
 @pytest.mark.parametrize(
     "line",
     [
