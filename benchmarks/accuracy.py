@@ -46,11 +46,12 @@ from benchmarks.accuracy_runs import (
     Setting,
     Shape,
     all_runs,
+    check_data,
     export,
     shapes_of,
     take_known,
 )
-from fedcunet.errors import FolderInUse
+from fedcunet.errors import UserError
 from fedcunet.files import held
 
 OUT = Path(".fedcunet/accuracy")
@@ -111,10 +112,8 @@ def work(arguments: argparse.Namespace) -> int:
                 code = active.pop(run).returncode
                 if not run.done(out):
                     failed.add(run)
-                print(
-                    f"{run.folder(out)}: {'done' if run.done(out) else f'failed, {code}'}",
-                    flush=True,
-                )
+                end = "done" if run.done(out) else f"failed, {code}"
+                print(f"{run.folder(out)}: {end}", file=sys.stderr, flush=True)
             following = (
                 run
                 for run in planned(arguments.shapes, arguments.seeds, out, failed)
@@ -264,11 +263,14 @@ def main() -> None:
         return
     if arguments.root is None:
         parser.error("--root: expected the folder of the data set")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: expected 1 or more, found {arguments.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the trainings end with this process
     try:
         with held(arguments.out):
+            check_data(arguments)
             num_failed = work(arguments)
-    except FolderInUse as error:
+    except UserError as error:
         parser.error(f"--out {error}")
     report(arguments)
     sys.exit(1 if num_failed else 0)

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
+
 # The paper trains far longer at 2.5e-4; after 15 epochs that is the worse rate for every setting.
 RATES = (1e-3, 3e-3)
 # Of all weights at 1 or 2 bits: what lets them learn in so few epochs.
 LATENT_RATE, RAMP = 3.0, 0.5
+SEEDS = [f"seed-{seed}" for seed in range(100)]
 QUANTIZERS = ("source", "paper", "ranged")
 
 
@@ -193,13 +197,16 @@ def all_runs(shapes: Sequence[Shape], seeds: int) -> Iterator[Run]:
 
 def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """The lines of an exported file by the names of their runs; exits if one is odd."""
-    runs = all_runs([*SHAPES, *arguments.shapes], arguments.seeds)
-    epochs = {str(run.folder(Path())): run.shape.epochs for run in runs}
+    runs = all_runs([*SHAPES, *arguments.shapes], 1)
+    epochs = {run.folder(Path()).parent: run.shape.epochs for run in runs}
     lines: dict[str, str] = {}
+    line = ""
     try:
         for line in file.read_text().splitlines():
             found = json.loads(line)
-            if epochs[found["run"]] != found["epochs"] or not 0 <= found["percent"] < 1e6:
+            folder, seed = Path(found["run"]).parent, Path(found["run"]).name
+            is_known = epochs[folder] == found["epochs"] and seed in SEEDS
+            if not is_known or not 0 <= found["percent"] < 1e6:
                 raise ValueError(line)
             lines[found["run"]] = line
     except OSError as error:
@@ -212,9 +219,17 @@ def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
 def take_known(arguments: argparse.Namespace) -> None:
     """Notes the results of `--known` in the folders of their runs; those trained here stay."""
     for name, line in read_results(arguments.known, arguments).items():
-        folder = arguments.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "known.json").write_text(line + "\n")
+        write_atomically(arguments.out / name / "known.json", line + "\n")
+
+
+def check_data(arguments: argparse.Namespace) -> None:
+    """Keeps the runs of an --out to one data set, which `data.json` in it names; else UserError."""
+    file = arguments.out / "data.json"
+    wanted = {"data": arguments.data, "root": str(Path(arguments.root).resolve())}
+    found = json.loads(file.read_text()) if file.exists() else wanted
+    if found != wanted:
+        raise UserError(f"{arguments.out}: expected runs of {wanted}, found those of {found}")
+    write_atomically(file, json.dumps(wanted) + "\n")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -226,7 +241,5 @@ def export(arguments: argparse.Namespace) -> None:
             epochs, percent = run.result(out)
             name = str(run.folder(out).relative_to(out))
             results[name] = json.dumps({"run": name, "epochs": epochs, "percent": percent})
-    new = file.with_name(f"{file.name}.new")
-    new.write_text("".join(f"{results[name]}\n" for name in sorted(results)))
-    new.replace(file)
+    write_atomically(file, "".join(f"{results[name]}\n" for name in sorted(results)))
     print(f"{file}: {len(results)} runs")

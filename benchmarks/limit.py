@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
 from fedcunet.sweep import LEVELS, quant_values
 
+# How a process says that it got none: torch, Python, C++, the loader of libraries.
+NO_MEMORY = ("memory", "alloc")
 # Many small arenas and held blocks would count; in a small process memory is to go back at once.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -92,6 +95,8 @@ def attempt(config: RunConfig, steps: int, limit_bytes: int, cgroup: bool) -> di
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        if done.returncode > 0 and not any(word in lines[-1].lower() for word in NO_MEMORY):
+            sys.exit(f"limit.py: a try failed, and not for memory: {lines[-1][:200]}")
         return {"fits": False, "why": lines[-1][:200]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     trains = all(map(math.isfinite, found["losses"]))
@@ -150,6 +155,12 @@ def main() -> None:
         return
     if not 1 <= arguments.start <= arguments.most <= 64:
         parser.error("--start, --most: expected 1 to 64, the U-Nets that a setting may have")
+    if arguments.steps < 1:
+        parser.error(f"--steps: expected 1 or more, found {arguments.steps}")
+    try:
+        configure(arguments.bits, "float32", 1, arguments.batch, arguments.size)
+    except UserError as error:
+        parser.error(str(error))
     limit_bytes, cgroup = int(arguments.limit_gb * 1e9), has_cgroup()
     results = []
     for level in arguments.levels:

@@ -110,17 +110,22 @@ def growth_of(config: RunConfig, peak_bytes: int) -> dict[str, int]:
     }
 
 
+def rows_of(part: Part, levels: list[str]) -> list[tuple[str, str]]:
+    """Bits and level of each row of a part; float32 is measured packed alone."""
+    return [
+        (bits, level)
+        for bits in part.bits
+        for level in levels
+        if (level == "packed" or bits != "32,32,32") and (level != BFLOAT16 or part.batch == 1)
+    ]
+
+
 def measure_part(
     part: Part, levels: list[str], repeats: int, resident: bool
 ) -> list[dict[str, Any]]:
     """The rows of a part: measured in turns with naive float32, wanted, and whether it is met."""
     torch.set_num_threads(1)
-    chosen = [
-        (bits, level)
-        for bits in part.bits
-        for level in (levels if bits != "32,32,32" else ["packed"])
-        if level != BFLOAT16 or part.batch == 1
-    ]
+    chosen = rows_of(part, levels)
     configs = [configure(part, bits, level) for bits, level in chosen]
     plain = naive(configs[0])
     reference, *costs = measure([TrainingStep(c) for c in (plain, *configs)], repeats=repeats)
@@ -174,20 +179,28 @@ def main() -> None:
         part = PARTS[name]
         needed = part.unets * (part.batch * NAIVE_IMAGE_BYTES + NAIVE_UNET_BYTES)
         free = FREE_SHARE * free_memory_bytes()
-        if needed > free:
+        if not rows_of(part, arguments.levels):
+            results[name] = f"left out: has no {' or '.join(arguments.levels)}"
+        elif needed > free:
             results[name] = (
                 f"left out: naive float32 needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} free"
             )
+        else:
+            # A process for each part: what the allocator keeps of one is not the next one's.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                work = pool.submit(
+                    measure_part,
+                    part,
+                    arguments.levels,
+                    arguments.repeats,
+                    not arguments.no_resident,
+                )
+                results[name] = work.result()
+        if isinstance(results[name], str):
             print(f"{name}: {results[name]}", flush=True)
-            continue
-        # A process for each part: what the system's allocator keeps of one is not the next one's.
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            work = pool.submit(
-                measure_part, part, arguments.levels, arguments.repeats, not arguments.no_resident
-            )
-            results[name] = work.result()
-        for row in results[name]:
-            print(line_of(name, row), flush=True)
+        else:
+            for row in results[name]:
+                print(line_of(name, row), flush=True)
         if arguments.out:  # after each part, so that an interruption loses no more than one
             text = json.dumps({"size": SIZE, "threads": 1, "results": results}, indent=1)
             arguments.out.write_text(text + "\n")

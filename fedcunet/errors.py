@@ -14,3 +14,10 @@ class RunFailure(RuntimeError):
 
 class FolderInUse(UserError):
     """Another process writes into the folder."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch found no memory; torch on a CPU has no type for it."""
+    texts = ("can't allocate memory", "out of memory")  # of a CPU, of CUDA
+    is_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return isinstance(error, MemoryError) or is_torch

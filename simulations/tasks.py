@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
 
-from fedcunet.errors import RunFailure
+from fedcunet.errors import RunFailure, is_out_of_memory
 from fedcunet.identity import task_identity
 from fedcunet.records import CLIENT_APP_RAISED, OUT_OF_MEMORY, error_reply, one_line
 
@@ -82,19 +82,13 @@ def run_client_app(client_app: ClientCall, message: Message, node: Node) -> Mess
     # An app that calls sys.exit() has failed; it does not decide when the run ends.
     except (Exception, SystemExit) as error:
         logger.debug("client %d failed", node.node_id, exc_info=True)
-        code = OUT_OF_MEMORY if _is_out_of_memory(error) else CLIENT_APP_RAISED
+        code = OUT_OF_MEMORY if is_out_of_memory(error) else CLIENT_APP_RAISED
         return error_reply(message, describe(error), code=code)
     if not isinstance(reply, Message):
         return error_reply(message, f"the client app returned {type(reply).__name__}, no Message")
     if reply.metadata.reply_to_message_id != message.metadata.message_id:
         return error_reply(message, "the client app's message is no reply to the one it got")
     return reply
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, numpy or torch found no memory; torch on a CPU has no type for it."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def describe(error: BaseException) -> str:

@@ -41,7 +41,9 @@ def partition_command(
     sizes: Annotated[
         str, typer.Option("--sizes", help=f"{' | '.join(SIZES)}: what the sizes follow.")
     ] = "log-normal",
-    skew: Annotated[float, typer.Option("--skew", help="Spread of log-normal sizes.")] = 0.0,
+    skew: Annotated[
+        float, typer.Option("--skew", help="Spread of log-normal sizes; 0: equal.")
+    ] = RunConfig().federation.partition_skew,
     label: Annotated[
         str, typer.Option("--label", help=f"{' | '.join(LABELS)}: of flwr: schemes.")
     ] = "source",

@@ -6,7 +6,7 @@ import sys
 import click
 import typer
 
-from fedcunet.errors import RunFailure, UserError
+from fedcunet.errors import RunFailure, UserError, is_out_of_memory
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -30,8 +30,11 @@ def run_app(app: typer.Typer, program: str) -> None:
         code = _say(program, error, FAILED)
     except (KeyboardInterrupt, click.Abort):
         code = _say(program, "interrupted", INTERRUPTED)
-    except MemoryError as error:
-        code = _say(program, f"out of memory: {error}", FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        code = _say(program, f"out of memory: {text}; smaller batches take less", FAILED)
     except BrokenPipeError:
         code = FAILED  # the reader of our output has gone; there is nobody to tell
         sys.stderr.close()

@@ -23,7 +23,7 @@ from fedcunet.commands.options import (
     UnetsOption,
     order_of,
 )
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, check_range
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
 from fedcunet.measured import NotMeasured, resident_growth
@@ -94,14 +94,25 @@ def memory(
         ),
     ] = None,
     depths: Annotated[
-        str, typer.Option("--depths", help="Sweep: numbers of U-Nets to measure for Fig. 5.")
-    ] = "2,3,4",
+        str | None,
+        typer.Option(
+            "--depths",
+            help="Sweep: numbers of U-Nets to measure for Fig. 5.",
+            show_default="2,3,4",
+        ),
+    ] = None,
     figure_batch: Annotated[
-        int, typer.Option("--figure-batch", help="Sweep: examples of a step in Fig. 5.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--figure-batch", help="Sweep: examples of a step in Fig. 5.", show_default="16"
+        ),
+    ] = None,
     budget: Annotated[
-        float, typer.Option("--budget", min=0.01, help="Sweep: GB that Fig. 5 is to fit.")
-    ] = 12.0,
+        float | None,
+        typer.Option(
+            "--budget", min=0.01, help="Sweep: GB that Fig. 5 is to fit.", show_default="12"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measures a training step, and the same network's naive float32 step beside it.
@@ -123,9 +134,13 @@ def memory(
             "--storage": storage is not None,
             "--no-resident": not resident,
         }
-        if any(given.values()):
-            name = next(name for name in given if given[name])
-            raise UserError(f"{name}: expected without --sweep, which measures settings of its own")
+        _refuse(given, "expected without --sweep, which measures settings of its own")
+    else:
+        of_sweep = {
+            "--out": out, "--depths": depths, "--figure-batch": figure_batch, "--budget": budget,
+        }  # fmt: skip
+        given = {name: value is not None for name, value in of_sweep.items()}
+        _refuse(given, "expected with --sweep")
     bits = "8,1,8" if bits is None else bits
     storage = "float32" if storage is None else storage
     input_quantizer = "source" if input_quantizer is None else input_quantizer
@@ -144,9 +159,8 @@ def memory(
         quant__gradient_scale=gradient_scale,
         quant__storage=storage,
     )
-    if out is not None and not sweep:
-        raise UserError("--out: expected with --sweep")
-    numbers = _depths(depths)
+    numbers = _depths("2,3,4" if depths is None else depths)
+    deep = config.replace(training__batch_size=16 if figure_batch is None else figure_batch)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -159,8 +173,8 @@ def memory(
                 repeats=repeats,
                 device=device,
                 depths=numbers,
-                figure_batch=figure_batch,
-                budget_bytes=budget * 1e9,
+                deep=deep,
+                budget_bytes=1e9 * (12 if budget is None else budget),
                 as_json=as_json,
             )
             return
@@ -175,11 +189,20 @@ def memory(
         Console().print(_table(result, f"{bits} {storage}"))
 
 
+def _refuse(given: dict[str, bool], why: str) -> None:
+    """Refuses the first of the options that were given."""
+    for name in given:
+        if given[name]:
+            raise UserError(f"{name}: {why}")
+
+
 def _depths(text: str) -> list[int]:
     parts = text.replace(" ", "").split(",")
     numbers = [int(part) for part in parts if part.isdecimal()]
     if len(numbers) != len(parts) or len(numbers) < 2 or numbers != sorted(set(numbers)):
         raise UserError(f"--depths: expected ascending whole numbers such as 2,3,4, found '{text}'")
+    for number in numbers:
+        check_range("--depths", number, 1, 64)
     return numbers
 
 
@@ -228,7 +251,7 @@ def _sweep(
     repeats: int,
     device: str,
     depths: list[int],
-    figure_batch: int,
+    deep: RunConfig,
     budget_bytes: float,
     as_json: bool,
 ) -> None:
@@ -245,7 +268,6 @@ def _sweep(
             "rows": rows,
         },
     }
-    deep = config.replace(training__batch_size=figure_batch)
     lines = list(
         sweep_depths(
             deep,
@@ -257,12 +279,12 @@ def _sweep(
         )
     )
     result["figure_5"] = {
-        "batch": figure_batch,
+        "batch": deep.training.batch_size,
         "budget_bytes": budget_bytes,
         "paper_unets_in_12_gb": PAPER_FIGURE_5,
         "lines": [asdict(line) for line in lines],
     }
-    title = f"{config.data.size}×{config.data.size}, batch {figure_batch}"
+    title = f"{config.data.size}×{config.data.size}, batch {deep.training.batch_size}"
     draw_figure(folder / "fig5.png", lines, title, budget_bytes)
     write_atomically(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
     if as_json:
@@ -270,7 +292,7 @@ def _sweep(
         return
     console = Console()
     console.print(_settings_table(rows))
-    console.print(_depth_table(lines, depths, figure_batch, budget_bytes))
+    console.print(_depth_table(lines, depths, deep.training.batch_size, budget_bytes))
     console.print(f"{folder}: sweep.json, fig5.png", highlight=False)
 
 

@@ -78,10 +78,12 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def load_subset(data: str, root: str, subset: str, boxes: str) -> AnnotationSet:
+def load_subset(
+    data: str, root: str, subset: str, boxes: str, console: Console | None = None
+) -> AnnotationSet:
     """The subset, its problems told on standard error. Raises UserError if it is empty."""
     found = load(data, root, subset, boxes=boxes)
-    console = Console(stderr=True, highlight=False)
+    console = console or Console(stderr=True, highlight=False)
     for problem in found.problems[:5]:
         console.print(f"{subset}: {problem}", markup=False, soft_wrap=True)
     if len(found.problems) > 5:

@@ -33,6 +33,7 @@ from fedcunet.errors import UserError
 from fedcunet.files import json_text
 from fedcunet.training.central import BEST, Epoch, train_network
 from fedcunet.training.distributed import Team, team_of_torchrun
+from fedcunet.training.schedule import has_fixed_length
 from fedcunet.training.training_log import has_tensorboard
 
 
@@ -147,17 +148,17 @@ def train(
         training__optimizer=optimizer,
         training__threads=threads,
     )
-    train_set = load_subset(data, root, config.data.train_subset, boxes)
-    test_set = load_subset(data, root, config.data.test_subset, boxes)
     epochs_done: list[Epoch] = []
     console = Console(stderr=True, highlight=False)
-    if not has_tensorboard():
-        console.print("no TensorBoard logs: pip install tensorboard gives them", markup=False)
     begin = time.monotonic()
     with ExitStack() as stack:
         team = stack.enter_context(_team(distributed, exchange, exchange_bits, seed, device))
         silent = team is not None and team.rank > 0
         console.quiet = silent
+        train_set = load_subset(data, root, config.data.train_subset, boxes, console)
+        test_set = load_subset(data, root, config.data.test_subset, boxes, console)
+        if not has_tensorboard():
+            console.print("no TensorBoard logs: pip install tensorboard gives them", markup=False)
         progress = stack.enter_context(progress_bar(console))
         bar = progress.add_task("epoch 1", total=None)
 
@@ -187,7 +188,8 @@ def train(
     if silent:
         return
     if not epochs_done:
-        raise UserError(f"{out}: all of {epochs} epochs are done already; raise --epochs")
+        more = "train anew for more" if has_fixed_length(config) else "raise --epochs"
+        raise UserError(f"{out}: all of {epochs} epochs are done already; {more}")
     last = epochs_done[-1].evaluation
     if as_json:
         result = {

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -20,15 +19,15 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def take(self, name: str, *shape: int) -> Tensor:
         """A contiguous tensor with any content; it holds until the name is asked for again."""
         view = self._views.get((name, shape))
         if view is None:
-            view = self._view(name, shape, dtype)
+            view = self._view(name, shape)
             self._views[name, shape] = view
         return view
 
-    def _view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    def _view(self, name: str, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < count:
@@ -36,6 +35,6 @@ class Workspace:
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
             buffer = self._buffers.pop(name, None)
             del buffer
-            buffer = self.like.new_empty(count, dtype=dtype or self.like.dtype)
+            buffer = self.like.new_empty(count)
             self._buffers[name] = buffer
         return buffer[:count].view(shape)

@@ -27,7 +27,12 @@ from fedcunet.training.local import (
     train_pass,
 )
 from fedcunet.training.network import build_network
-from fedcunet.training.schedule import norm_is_frozen, rate_factor, weight_share
+from fedcunet.training.schedule import (
+    has_fixed_length,
+    norm_is_frozen,
+    rate_factor,
+    weight_share,
+)
 from fedcunet.training.training_log import TrainingLog, open_training_log
 
 LAST, BEST, HISTORY, TENSORBOARD = (
@@ -95,6 +100,8 @@ def train_network(
     with ExitStack() as stack:
         if team is None or not team.rank:
             stack.enter_context(held(out))
+            for unfinished in out.glob(".*.safetensors.*"):  # of a training that was killed
+                unfinished.unlink()
         crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
         torch.set_num_threads(config.training.threads)
         model = build_network(config, train_set.scheme.num_landmarks)
@@ -200,12 +207,12 @@ def _resume(
     checkpoint = load_checkpoint(out / LAST)
     before, now = checkpoint.config.flat(), config.flat()
     may_change = set(MAY_CHANGE)
-    has_ramp = config.training.ramp and config.quant.has_latent_weights
-    if has_ramp or config.training.freeze_norm:  # bits would be lost again, statistics thaw
+    if has_fixed_length(config):
         may_change.remove("training.epochs")
     changed = [key for key in now if before[key] != now[key] and key not in may_change]
     if changed:
-        raise UserError(f"{out / LAST}: was trained with another {', '.join(changed)}")
+        words = ", ".join(f"{key} {before[key]}, found {now[key]}" for key in changed)
+        raise UserError(f"{out / LAST}: expected the setting it was trained with, {words}")
     if not {"epoch", "best"} <= checkpoint.facts.keys():
         raise UserError(f"{out / LAST}: expected the checkpoint of a training, found another one")
     model.load_state_dict(checkpoint.model.state_dict())

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,8 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a file of `save_checkpoint`, or a packed network; UserError if it is neither."""
+    if path.is_dir():
+        raise UserError(f"checkpoint {path}: expected a file, found a folder")
     if is_packed(path):
         where = f"packed network {path}"
         unpacked = unpack_network(read_packed(path, where), where)
@@ -74,7 +77,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path}: not a safetensors file ({error})") from None
     if metadata.get("format") != FORMAT or metadata.get("scheme") not in SCHEMES:
         raise UserError(f"checkpoint {path}: expected format {FORMAT}, found other metadata")
-    config = RunConfig.from_nested(json.loads(metadata["config"]), f"checkpoint {path}")
+    setting, facts = (_table(metadata, key, path) for key in ("config", "facts"))
+    config = RunConfig.from_nested(setting, f"checkpoint {path}")
     scheme = SCHEMES[metadata["scheme"]]
     model = build_network(config, scheme.num_landmarks)
     expected = {name: tuple(tensor.shape) for name, tensor in state_tensors(model).items()}
@@ -85,9 +89,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path}: its tensors are not those of its setting, first {wrong}"
         )
     model.load_state_dict(tensors, strict=False)
-    return Checkpoint(
-        model=model, config=config, scheme=scheme, facts=json.loads(metadata["facts"])
-    )
+    return Checkpoint(model=model, config=config, scheme=scheme, facts=facts)
+
+
+def _table(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    """The JSON object under `key` of a checkpoint's metadata."""
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        found = repr(metadata[key][:40]) if key in metadata else "nothing"
+        raise UserError(f"checkpoint {path}: expected a JSON object as its {key}, found {found}")
+    return value
 
 
 def tensors_sha256(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -261,7 +262,8 @@ def team_of_torchrun(update: UpdateConfig, seed: int) -> Iterator[Team]:
     device = f"cuda:{local}" if on_gpu else "cpu"
     if on_gpu:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Long: the others wait in a collective operation while the first process evaluates.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     try:
         yield Team(rank=rank, size=size, device=device, update=update, seed=seed)
     finally:

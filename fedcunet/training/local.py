@@ -220,6 +220,9 @@ def train_pass(
                 raise RunFailure(f"training step {step}: the loss is {losses[-1]}; lower the rate")
             if progress is not None:
                 progress(step, len(plan), losses[-1])
+    # A loss is of the weights before its step: what the last step made of them is not in any.
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise RunFailure(f"training step {len(plan)}: weights are not finite; lower the rate")
     return LocalResult(
         num_examples=sum(map(len, plan)),
         num_steps=len(plan),

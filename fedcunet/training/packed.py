@@ -166,6 +166,8 @@ def unpack_network(content: bytes, where: str = "packed network") -> Unpacked:
     try:
         header, setting, body = _open(content)
         config, scheme, facts = _read_setting(setting, where)
+        # The file's weights are those of the forward pass, scales included: no latent ones.
+        config = config.replace(quant__latent="float32")
         with torch.device("meta"):
             bare = make_network(config.model, scheme.num_landmarks)
         lengths = Plan(bare, config, header.bits).lengths(header.apart_alpha, header.apart_norms)
@@ -173,8 +175,7 @@ def unpack_network(content: bytes, where: str = "packed network") -> Unpacked:
             raise ValueError("its tensors are not those that its setting has in this version")
         if sum(lengths.values()) != len(body):
             raise ValueError(f"expected {sum(lengths.values())} bytes of body, found {len(body)}")
-        # The file's weights are those of the forward pass, scales included: no latent ones.
-        model = build_network(config.replace(quant__latent="float32"), scheme.num_landmarks)
+        model = build_network(config, scheme.num_landmarks)
         model.load_state_dict(
             decode_body(body, lengths, Plan(model, config, header.bits)), strict=False
         )

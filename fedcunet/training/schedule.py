@@ -65,3 +65,13 @@ def norm_is_frozen(config: RunConfig, *, done: float, total: float) -> bool:
         total: of the whole training.
     """
     return done > 0 and total - done <= round(config.training.freeze_norm * total, 9)
+
+
+def has_fixed_length(config: RunConfig) -> bool:
+    """Whether a training cannot be resumed with other epochs, for its course follows from them.
+
+    A cosine's rate would leap up again, bits of a ramp would be lost, frozen statistics thaw.
+    """
+    training = config.training
+    has_ramp = bool(training.ramp) and config.quant.has_latent_weights
+    return has_ramp or bool(training.freeze_norm) or training.schedule == "cosine"

@@ -51,8 +51,7 @@ def open_training_log(folder: Path, *, steps_done: int) -> Iterator[TrainingLog]
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    purge = steps_done + 1 if steps_done else None
-    writer = SummaryWriter(str(folder), purge_step=purge)
+    writer = SummaryWriter(str(folder), purge_step=steps_done + 1)
     try:
         yield TrainingLog(writer)
     finally:

@@ -1,5 +1,6 @@
 """The plan of benchmarks/accuracy.py: what comes first, what waits, what is left alone."""
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,19 @@ from safetensors.numpy import save_file
 
 from benchmarks import accuracy
 from benchmarks.accuracy import planned
-from benchmarks.accuracy_runs import MAIN, RATES, SETTINGS, SHAPES, Run, Setting, Shape, shapes_of
+from benchmarks.accuracy_runs import (
+    MAIN,
+    RATES,
+    SETTINGS,
+    SHAPES,
+    Run,
+    Setting,
+    Shape,
+    check_data,
+    shapes_of,
+)
 from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
 
 SMALL = SHAPES[0]
 
@@ -116,6 +128,38 @@ def test_runs_that_were_done_elsewhere_are_not_done_again(
     assert [json.loads(line)["percent"] for line in file.read_text().splitlines()] == [8.5, 9.125]
 
 
+def test_results_that_are_no_text_are_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\x00")
+    words = ["--known", str(tmp_path / "results.jsonl"), "--report"]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *words])
+    with pytest.raises(SystemExit, match="expected runs of this study"):
+        accuracy.main()
+
+
+def test_seeds_that_are_not_asked_for_are_taken_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = tmp_path / "results.jsonl", Run(MAIN[0], SMALL, RATES[0], 2)
+    name = str(run.folder(Path()))
+    file.write_text(json.dumps({"run": name, "epochs": 15, "percent": 5.0}) + "\n")
+    words = ["--known", str(file), "--out", str(tmp_path / "out"), "--seeds", "1", "--report"]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *words])
+    accuracy.main()
+    assert "0 runs done" in capsys.readouterr().out
+    assert run.done(tmp_path / "out")
+
+
+def test_a_study_is_of_one_data_set(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(out=tmp_path, data="300w", root="a")
+    check_data(arguments)
+    check_data(arguments)
+    arguments.root = "b"
+    with pytest.raises(UserError, match="found those of"):
+        check_data(arguments)
+
+
 def test_the_hours_left_follow_from_the_pixels_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +182,7 @@ def test_the_hours_left_follow_from_the_pixels_left(
     [
         "x",
         "[1]",
+        '{"run": "64px-15epochs-batch16/float32/rate-0.001/speed-0", "epochs": 15, "percent": 5.0}',
         '{"run": "../elsewhere", "epochs": 15, "percent": 5.0}',
         '{"run": "64px-15epochs-batch16/float32/rate-0.001/seed-0", "epochs": 3, "percent": 5.0}',
         '{"run": "64px-15epochs-batch16/float32/rate-0.001/seed-0", "epochs": 15, "percent": "5"}',
@@ -151,7 +196,7 @@ def test_odd_results_are_refused_in_a_line_and_none_is_taken(
         '{"run": "64px-15epochs-batch16/float32/rate-0.003/seed-0", "epochs": 15, "percent": 5.0}'
     )
     file, out = tmp_path / "results.jsonl", tmp_path / "out"
-    file.write_text(f"{good}\n{line}\n")
+    file.write_bytes(f"{good}\n{line}\n".encode("latin-1"))
     words = ["accuracy.py", "--known", str(file), "--out", str(out), "--report"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit, match="expected runs of this study") as refusal:

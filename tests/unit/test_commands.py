@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
@@ -212,6 +213,28 @@ def test_predict_refuses_a_box_outside_the_image(
     assert (code, out) == (2, "")
     assert f"--box {box}: expected a box with an area that meets {image}, 20x20 pixels" in err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp]\nDefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+    ids=["python", "cpu", "cuda"],
+)
+def test_out_of_memory_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fedcunet.commands.machine.build_network", fail)
+    code, _, said = command("fedcunet", "sizes")
+    assert code == 1
+    assert said.startswith("fedcunet: out of memory: ")
+    assert said.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(

@@ -121,7 +121,12 @@ def test_the_high_water_mark_of_a_fresh_process_grows_by_the_step() -> None:
         (["--sweep", "--input-quantizer", "source"], 2),
         (["--sweep", "--storage", "frugal"], 2),
         (["--sweep", "--no-resident"], 2),
+        (["--sweep", "--depths", "0,1"], 2),
+        (["--sweep", "--depths", "2,65"], 2),
+        (["--sweep", "--figure-batch", "0"], 2),
         (["--out", "somewhere"], 2),
+        (["--depths", "2,3"], 2),
+        (["--budget", "8"], 2),
     ],
 )
 def test_command_prints_one_json_value_or_one_line(

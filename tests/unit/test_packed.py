@@ -21,7 +21,7 @@ from fedcunet.packed import (
 )
 from fedcunet.quant.functions import binarise, ternarise
 from fedcunet.quant.layers import QuantConv2d
-from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint
+from fedcunet.training.checkpoint import load_checkpoint, save_checkpoint, tensors_sha256
 from fedcunet.training.evaluation import predict
 from fedcunet.training.local import make_optimizer, train_pass
 from fedcunet.training.network import build_network, state_tensors
@@ -325,6 +325,14 @@ def test_no_change_behind_a_right_checksum_ends_otherwise_than_in_words(content:
         except UserError:
             continue
         assert all(bool(tensor.isfinite().all()) for tensor in state_tensors(model).values())
+
+
+def test_a_network_with_bfloat16_latents_is_saved_as_it_was_packed(tmp_path: Path) -> None:
+    config = TINY.replace(quant__storage="frugal", quant__latent="bfloat16")
+    unpacked = unpack_network(pack_network(build_network(config, 14), config, LSP14).content)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, unpacked.model, unpacked.config, LSP14)
+    assert tensors_sha256(load_checkpoint(path).model) == tensors_sha256(unpacked.model)
 
 
 def test_a_file_shorter_than_it_says_is_not_read(content: bytes, tmp_path: Path) -> None:

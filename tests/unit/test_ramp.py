@@ -157,15 +157,23 @@ def test_epochs_bring_weights_to_their_bits(
     assert seen == [(0, [1], False), (0.5, [1, 3], False), (1, [1, 5], True)]
     lines = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
     assert [line["weight_share"] for line in lines] == told
-    with pytest.raises(UserError, match=r"was trained with another training\.epochs"):
+    with pytest.raises(UserError, match=r"trained with, training\.epochs"):
         train_network(config.replace(training__epochs=6), *sets, out, resume=True)
+
+
+def test_a_cosine_does_not_leap_up_again(root: Path, tmp_path: Path) -> None:
+    sets = load("300w", root, "train"), load("300w", root, "test")
+    config = CONFIG.replace(training__epochs=1, training__schedule="cosine")
+    train_network(config, *sets, tmp_path / "out")
+    with pytest.raises(UserError, match=r"trained with, training\.epochs 1, found 2"):
+        train_network(config.replace(training__epochs=2), *sets, tmp_path / "out", resume=True)
 
 
 def test_frozen_statistics_do_not_thaw(root: Path, tmp_path: Path) -> None:
     sets = load("300w", root, "train"), load("300w", root, "test")
     config = CONFIG.replace(training__epochs=2, training__freeze_norm=0.5)
     train_network(config, *sets, tmp_path / "out")
-    with pytest.raises(UserError, match=r"was trained with another training\.epochs"):
+    with pytest.raises(UserError, match=r"trained with, training\.epochs"):
         train_network(config.replace(training__epochs=4), *sets, tmp_path / "out", resume=True)
 
 

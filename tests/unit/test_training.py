@@ -1,6 +1,7 @@
 """Local training, schedules, evaluation, checkpoints and central training with resume."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held
 from fedcunet.quant.layers import quantised_weights
 from fedcunet.training.central import BEST, HISTORY, LAST, optimizer_path, train_network
@@ -317,6 +320,53 @@ def test_a_training_killed_between_its_files_goes_on_as_if_it_never_was(
     assert left == [f"optimizer-{epochs}.safetensors"]
 
 
+def test_what_a_killed_training_left_half_written_is_gone(faces: Path, tmp_path: Path) -> None:
+    central(faces, tmp_path, epochs=1)
+    half = tmp_path / ".optimizer-2.safetensors.abc"
+    half.touch()
+    central(faces, tmp_path, epochs=2, resume=True)
+    assert not half.exists()
+
+
+def test_a_last_step_that_ruins_the_weights_is_a_failure(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(training__batch_size=64))
+    monkeypatch.setattr(
+        "fedcunet.training.local.clamp_latent_weights",
+        lambda latent: next(iter(latent)).data.fill_(float("nan")),
+    )
+    with pytest.raises(RunFailure, match="step 1: weights are not finite; lower the rate"):
+        central(faces, tmp_path, epochs=1)
+    assert not (tmp_path / LAST).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("config", None, "config, found nothing"),
+        ("config", "{", "config, found '{'"),
+        ("facts", "[]", "facts, found '[]'"),
+    ],
+)
+def test_a_checkpoint_with_odd_metadata_is_refused_in_a_line(
+    tmp_path: Path, key: str, value: str | None, found: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, build_network(CONFIG, 68), CONFIG, FACE68)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata[key]
+    save_file(tensors, path, metadata | ({} if value is None else {key: value}))
+    with pytest.raises(
+        UserError, match=re.escape(f"{path}: expected a JSON object as its {found}")
+    ):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="expected a file, found a folder"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_damaged_optimizer_file_is_named(faces: Path, tmp_path: Path) -> None:
     central(faces, tmp_path, epochs=1)
     optimizer_path(tmp_path, 1).write_bytes(b"no")
@@ -328,7 +378,7 @@ def test_an_earlier_training_is_not_overwritten(faces: Path, tmp_path: Path) -> 
     central(faces, tmp_path, epochs=1)
     with pytest.raises(UserError, match="holds a training already"):
         central(faces, tmp_path, epochs=1)
-    with pytest.raises(UserError, match=r"was trained with another quant\.bits"):
+    with pytest.raises(UserError, match=r"trained with, quant\.bits 8,1,8, found 6,1,6"):
         train_network(
             CONFIG.replace(quant__bits="6,1,6"),
             load("300w", faces, "train"),

@@ -80,6 +80,14 @@ def test_a_resumed_training_goes_on_in_the_same_log_without_doubled_steps(
     assert first["train/loss"][0][1] == pytest.approx(mean)
 
 
+def test_steps_of_a_first_epoch_that_broke_off_are_shown_no_more(tmp_path: Path) -> None:
+    for number, loss in ((1, 99.0), (2, 1.0)):
+        with open_training_log(tmp_path, steps_done=0) as log:
+            log.add(1, {"train/step_loss": loss})
+        name_newest(tmp_path, number)
+    assert scalars(tmp_path) == {"train/step_loss": [(1, 1.0)]}
+
+
 def test_training_needs_no_tensorboard(
     make_300w: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,5 +106,5 @@ def test_a_resume_may_change_its_length_and_caches_but_nothing_else(
     monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(**caches))
     train(root, tmp_path, epochs=2, resume=True)
     monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(data__flip_test=True))
-    with pytest.raises(UserError, match=r"was trained with another data\.flip-test$"):
+    with pytest.raises(UserError, match=r"trained with, data\.flip-test False, found True$"):
         train(root, tmp_path, epochs=3, resume=True)
