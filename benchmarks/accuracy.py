@@ -17,6 +17,7 @@ first the rate whose like, the lower or the higher, was better in the first one.
 
 Each run is a `fedcunet train` in a folder of its own. What was interrupted goes on from its last
 whole epoch, what is done is left alone, and a run that failed is tried again by the next call.
+An --out is for the images of one --data and --root.
 `--known FILE` puts results of runs that were done elsewhere, as `--export` wrote them, into --out,
 such as ours, benchmarks/accuracy.jsonl. In an --out without them every run is trained anew.
 """
@@ -194,23 +195,31 @@ def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def budget(arguments: argparse.Namespace) -> str:
     """How many runs are done, and how long the others would take at the pace so far."""
     out = arguments.out
-    num_done = num_left = pixels_left = 0
-    paces: list[float] = []  # seconds of an epoch over the pixels of a crop
-    for shape in arguments.shapes:
+    num_done = num_left = 0
+    seconds_left = 0.0
+    paces = {shape: pace_of(shape, arguments) for shape in arguments.shapes}
+    known = [pace for pace in paces.values() if pace]
+    for shape, pace in paces.items():
         runs = list(all_runs([shape], arguments.seeds))
-        for run in runs:
-            file = run.folder(out) / "history.jsonl"
-            lines = file.read_text().splitlines() if file.exists() else []
-            paces += [json.loads(line)["seconds"] / shape.size**2 for line in lines]
         done = sum(run.done(out) for run in runs)
         # Seeds beyond the first are at one of the two rates.
         left = len(runs) - (len(shape.rates) - 1) * len(MAIN) * (arguments.seeds - 1) - done
         num_done, num_left = num_done + done, num_left + left
-        pixels_left += left * shape.epochs * shape.size**2
+        if known:  # a shape without a pace has that of the others
+            seconds_left += left * shape.epochs * shape.size**2 * (pace or mean(known))
     text = f"{num_done} runs done, {num_left} to do"
-    if num_left and paces:
-        text += f": about {pixels_left * mean(paces) / 3600:.1f} core-hours at the pace so far"
+    if num_left and known:
+        text += f": about {seconds_left / 3600:.1f} core-hours at the pace so far"
     return text
+
+
+def pace_of(shape: Shape, arguments: argparse.Namespace) -> float:
+    """Seconds of an epoch over the pixels of a crop, the mean of what was trained here, or 0."""
+    files = [
+        run.folder(arguments.out) / "history.jsonl" for run in all_runs([shape], arguments.seeds)
+    ]
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    return mean(json.loads(line)["seconds"] for line in lines) / shape.size**2 if lines else 0.0
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -256,7 +265,7 @@ def main() -> None:
     arguments = parser.parse_args()
     asked = [shape for each in arguments.shape or () for shape in shapes_of(*each)]
     arguments.shapes = asked or list(SHAPES)
-    if arguments.known:
+    if arguments.known and (arguments.report or arguments.export):
         take_known(arguments)
     if arguments.report or arguments.export:
         (export if arguments.export else report)(arguments)
@@ -269,6 +278,8 @@ def main() -> None:
     try:
         with held(arguments.out):
             check_data(arguments)
+            if arguments.known:
+                take_known(arguments)
             num_failed = work(arguments)
     except UserError as error:
         parser.error(f"--out {error}")

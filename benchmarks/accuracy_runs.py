@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from fedcunet.files import write_atomically
 RATES = (1e-3, 3e-3)
 # Of all weights at 1 or 2 bits: what lets them learn in so few epochs.
 LATENT_RATE, RAMP = 3.0, 0.5
-SEEDS = [f"seed-{seed}" for seed in range(100)]
 QUANTIZERS = ("source", "paper", "ranged")
 
 
@@ -200,17 +200,18 @@ def read_results(file: Path, arguments: argparse.Namespace) -> dict[str, str]:
     runs = all_runs([*SHAPES, *arguments.shapes], 1)
     epochs = {run.folder(Path()).parent: run.shape.epochs for run in runs}
     lines: dict[str, str] = {}
-    line = ""
     try:
         for line in file.read_text().splitlines():
             found = json.loads(line)
             folder, seed = Path(found["run"]).parent, Path(found["run"]).name
-            is_known = epochs[folder] == found["epochs"] and seed in SEEDS
+            is_known = epochs[folder] == found["epochs"] and re.fullmatch(r"seed-\d+", seed)
             if not is_known or not 0 <= found["percent"] < 1e6:
                 raise ValueError(line)
             lines[found["run"]] = line
     except OSError as error:
         sys.exit(f"{file}: {error.strerror}")
+    except UnicodeDecodeError:
+        sys.exit(f"{file}: expected runs of this study, found no text")
     except (ValueError, KeyError, TypeError):
         sys.exit(f"{file}: expected runs of this study with epochs and NME, found {line[:100]!r}")
     return lines
@@ -223,7 +224,11 @@ def take_known(arguments: argparse.Namespace) -> None:
 
 
 def check_data(arguments: argparse.Namespace) -> None:
-    """Keeps the runs of an --out to one data set, which `data.json` in it names; else UserError."""
+    """Keeps what is trained in an --out to one data set, which `data.json` in it names.
+
+    Raises:
+        UserError: runs of another one were trained there.
+    """
     file = arguments.out / "data.json"
     wanted = {"data": arguments.data, "root": str(Path(arguments.root).resolve())}
     found = json.loads(file.read_text()) if file.exists() else wanted

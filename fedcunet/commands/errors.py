@@ -33,8 +33,7 @@ def run_app(app: typer.Typer, program: str) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())
-        code = _say(program, f"out of memory: {text}; smaller batches take less", FAILED)
+        code = _say(program, f"out of memory{': ' if str(error) else ''}{error}", FAILED)
     except BrokenPipeError:
         code = FAILED  # the reader of our output has gone; there is nobody to tell
         sys.stderr.close()

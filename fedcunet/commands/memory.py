@@ -160,7 +160,9 @@ def memory(
         quant__storage=storage,
     )
     numbers = _depths("2,3,4" if depths is None else depths)
-    deep = config.replace(training__batch_size=16 if figure_batch is None else figure_batch)
+    figure_batch = 16 if figure_batch is None else figure_batch
+    check_range("--figure-batch", figure_batch, 1, 4096)
+    deep = config.replace(training__batch_size=figure_batch)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -150,7 +150,6 @@ def train(
     )
     epochs_done: list[Epoch] = []
     console = Console(stderr=True, highlight=False)
-    begin = time.monotonic()
     with ExitStack() as stack:
         team = stack.enter_context(_team(distributed, exchange, exchange_bits, seed, device))
         silent = team is not None and team.rank > 0
@@ -174,6 +173,7 @@ def train(
             line = _epoch_line(epoch, epochs, seconds * (epochs - epoch.epoch))
             console.print(line, soft_wrap=True)
 
+        begin = time.monotonic()
         train_network(
             config,
             train_set,

@@ -100,8 +100,6 @@ def train_network(
     with ExitStack() as stack:
         if team is None or not team.rank:
             stack.enter_context(held(out))
-            for unfinished in out.glob(".*.safetensors.*"):  # of a training that was killed
-                unfinished.unlink()
         crops, test_crops = (crops_of(config.data, found) for found in (train_set, test_set))
         torch.set_num_threads(config.training.threads)
         model = build_network(config, train_set.scheme.num_landmarks)
@@ -124,6 +122,7 @@ def train_network(
             return model
         log = TrainingLog(None)
         if team is None or not team.rank:
+            _remove_unfinished(out)
             _cut_history(out / HISTORY, first_epoch - 1)
             steps_done = (first_epoch - 1) * steps
             log = stack.enter_context(open_training_log(out / TENSORBOARD, steps_done=steps_done))
@@ -200,6 +199,13 @@ def _step_reporter(
     return report
 
 
+def _remove_unfinished(out: Path) -> None:
+    """Removes files that a killed training was writing."""
+    for pattern in (LAST, BEST, HISTORY, "optimizer-*", "lost-*"):
+        for path in out.glob(f".{pattern}.*"):
+            path.unlink()
+
+
 def _resume(
     out: Path, model: nn.Module, config: RunConfig, team: Team | None
 ) -> tuple[int, float | None]:
@@ -211,7 +217,9 @@ def _resume(
         may_change.remove("training.epochs")
     changed = [key for key in now if before[key] != now[key] and key not in may_change]
     if changed:
-        words = ", ".join(f"{key} {before[key]}, found {now[key]}" for key in changed)
+        words = "; ".join(f"{key} {before[key]}, found {now[key]}" for key in changed)
+        if changed == ["training.epochs"]:
+            words += " (by which its schedule, ramp or freeze-norm goes)"
         raise UserError(f"{out / LAST}: expected the setting it was trained with, {words}")
     if not {"epoch", "best"} <= checkpoint.facts.keys():
         raise UserError(f"{out / LAST}: expected the checkpoint of a training, found another one")

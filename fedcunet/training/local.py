@@ -177,7 +177,7 @@ def train_pass(
         progress: called after each step with steps done, steps in all, and the step's loss.
 
     Raises:
-        RunFailure: if the loss is not finite.
+        RunFailure: if a loss, or at the end a weight, is not finite.
     """
     begin = time.perf_counter()
     generator = np.random.default_rng(list(seed))

@@ -134,7 +134,7 @@ def test_results_that_are_no_text_are_refused_in_a_line(
     (tmp_path / "results.jsonl").write_bytes(b"\xff\x00")
     words = ["--known", str(tmp_path / "results.jsonl"), "--report"]
     monkeypatch.setattr("sys.argv", ["accuracy.py", *words])
-    with pytest.raises(SystemExit, match="expected runs of this study"):
+    with pytest.raises(SystemExit, match="expected runs of this study, found no text"):
         accuracy.main()
 
 
@@ -160,17 +160,22 @@ def test_a_study_is_of_one_data_set(tmp_path: Path) -> None:
         check_data(arguments)
 
 
-def test_the_hours_left_follow_from_the_pixels_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("other", [0, 200])
+def test_the_hours_left_are_at_each_shapes_pace_or_the_others(
+    other: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(MAIN[0], Shape(64, 10, 8), RATES[0], 0)
     finish(run, tmp_path, 9.0)
     (run.folder(tmp_path) / "history.jsonl").write_text('{"seconds": 36}\n' * 10)
+    if other:
+        history = Run(MAIN[0], Shape(128, 10, 4), RATES[0], 0).folder(tmp_path) / "history.jsonl"
+        history.parent.mkdir(parents=True)
+        history.write_text(f'{{"seconds": {other}}}\n')
     words = ("--shape", "64", "10", "8", "--shape", "128", "10", "4", "--seeds", "1", "--report")
     monkeypatch.setattr("sys.argv", ["accuracy.py", "--out", str(tmp_path), *words])
     accuracy.main()
     runs = 2 * len(SETTINGS)  # of a shape; an epoch of the second takes four times as long
-    hours = 36 * 10 * (runs - 1 + 4 * runs) / 3600
+    hours = (36 * 10 * (runs - 1) + (other or 4 * 36) * 10 * runs) / 3600
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
         f"1 runs done, {2 * runs - 1} to do: about {hours:.1f} core-hours at the pace so far"
@@ -196,7 +201,7 @@ def test_odd_results_are_refused_in_a_line_and_none_is_taken(
         '{"run": "64px-15epochs-batch16/float32/rate-0.003/seed-0", "epochs": 15, "percent": 5.0}'
     )
     file, out = tmp_path / "results.jsonl", tmp_path / "out"
-    file.write_bytes(f"{good}\n{line}\n".encode("latin-1"))
+    file.write_text(f"{good}\n{line}\n")
     words = ["accuracy.py", "--known", str(file), "--out", str(out), "--report"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit, match="expected runs of this study") as refusal:

@@ -78,7 +78,8 @@ def test_norms_in_evaluation_mode_have_the_gradients_of_plain_autograd(
         next(each for each in plain.modules() if isinstance(each, nn.BatchNorm2d)).eval()
     stored = store(copy.deepcopy(plain), frugal=all_of_them)
     found = gradients(stored, image, target)
-    assert worst_difference(found, gradients(plain, image, target)) < 1e-9
+    worst = worst_difference(found, gradients(plain, image, target))
+    assert worst < (1e-10 if kind == "dunet" else 1e-9)
     for mine, theirs in zip(stored.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
