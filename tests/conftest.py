@@ -130,3 +130,14 @@ def tiny_setting(tmp_path: Path, tiny_root: Path, measured_dir: Path) -> Path:
     data = f'[data]\nname = "300w"\nroot = "{tiny_root}"\n'
     path.write_text(_TINY_SETTING + state + data)
     return path
+
+
+@pytest.fixture
+def faces(make_300w: Callable[..., Path]) -> Path:
+    """Six drawn faces to train on and three to test on, as 300-W."""
+    return make_300w(
+        {
+            "helen/trainset": [f"{n}_1.jpg" for n in range(6)],
+            "helen/testset": [f"{n}_1.jpg" for n in range(10, 13)],
+        }
+    )

@@ -1,29 +1,17 @@
-"""Local training, schedules, evaluation, checkpoints and central training with resume."""
+"""Local training, schedules, evaluation, a network and the vector of its state."""
 
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
 from fedcunet.data.crops import Crops
-from fedcunet.errors import RunFailure, UserError
-from fedcunet.files import held
+from fedcunet.errors import UserError
 from fedcunet.quant.layers import quantised_weights
-from fedcunet.training.central import BEST, HISTORY, LAST, optimizer_path, train_network
 from fedcunet.training.checkpoint import (
-    float32_bytes,
-    load_checkpoint,
-    model_bytes,
-    save_checkpoint,
     tensors_sha256,
 )
 from fedcunet.training.evaluation import evaluate_mean_shape, mean_shape, predict, score
@@ -41,7 +29,6 @@ from fedcunet.training.network import (
     set_vector,
     state_tensors,
 )
-from fedcunet.training.packed import pack_network
 from fedcunet.training.schedule import rate_factor
 from fedcunet.variances import VARIANCE_SUFFIX, kept, to_variances
 
@@ -91,16 +78,6 @@ def test_loss_is_summed_over_heads_and_leaves_unlabelled_landmarks_out() -> None
     labelled = torch.tensor([[True, False]])
     assert regression_loss(heatmaps, target, labelled).item() == pytest.approx(0.25 + 1)
     assert regression_loss(heatmaps, target, ~torch.ones_like(labelled)).item() == 0
-
-
-@pytest.fixture
-def faces(make_300w: Callable[..., Path]) -> Path:
-    return make_300w(
-        {
-            "helen/trainset": [f"{n}_1.jpg" for n in range(6)],
-            "helen/testset": [f"{n}_1.jpg" for n in range(10, 13)],
-        }
-    )
 
 
 def crops_of(root: Path, subset: str) -> Crops:
@@ -228,175 +205,3 @@ def test_only_hidden_convolutions_are_coded_coarsely() -> None:
     assert len(coarse) == 9 * 3 + 4
     assert all(name.startswith("unets.") and name.endswith(".conv.weight") for name in coarse)
     assert not any("num_batches_tracked" in name for name in layout.names)
-
-
-def test_model_bytes_are_the_length_of_the_exported_file(tmp_path: Path) -> None:
-    model = build_network(CONFIG, 68)
-    float32 = 4 * network_layout(model).num_parameters
-    assert model_bytes(model, CONFIG, FACE68) == len(pack_network(model, CONFIG, FACE68).content)
-    assert model_bytes(model, CONFIG, FACE68) < float32 / 10
-    unquantised = CONFIG.replace(quant__bits="32,32,32", quant__alpha=False)
-    plain = build_network(unquantised, 68)
-    assert model_bytes(plain, unquantised, FACE68) == float32_bytes(plain) == float32
-
-
-def test_checkpoint_gives_network_and_setting_back(tmp_path: Path) -> None:
-    model = build_network(CONFIG, 68)
-    path = tmp_path / "deep" / "model.safetensors"
-    save_checkpoint(path, model, CONFIG, FACE68, {"round": "3"})
-    loaded = load_checkpoint(path)
-    assert tensors_sha256(loaded.model) == tensors_sha256(model)
-    assert loaded.config == CONFIG
-    assert loaded.scheme == FACE68
-    assert loaded.facts == {"round": "3"}
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    path = tmp_path / "x.safetensors"
-    with pytest.raises(UserError, match="not found"):
-        load_checkpoint(path)
-    path.write_bytes(b"no")
-    with pytest.raises(UserError, match="not a safetensors file"):
-        load_checkpoint(path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"expected format fedcunet\.checkpoint\.v1"):
-        load_checkpoint(path)
-
-
-def central(root: Path, out: Path, *, epochs: int, resume: bool = False) -> str:
-    model = train_network(
-        CONFIG.replace(training__epochs=epochs),
-        load("300w", root, "train"),
-        load("300w", root, "test"),
-        out,
-        resume=resume,
-    )
-    return tensors_sha256(model)
-
-
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
-def test_a_resumed_training_ends_as_one_that_was_never_stopped(
-    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(training__optimizer=optimizer))
-    whole = central(faces, tmp_path / "whole", epochs=2)
-    central(faces, tmp_path / "parts", epochs=1)
-    assert central(faces, tmp_path / "parts", epochs=2, resume=True) == whole
-    assert load_checkpoint(tmp_path / "parts" / LAST).facts["epoch"] == "2"
-    assert (tmp_path / "parts" / BEST).exists()
-
-
-@pytest.mark.parametrize("step", ["_save_optimizer", "_record", "LAST", "_remove_states"])
-def test_a_training_killed_between_its_files_goes_on_as_if_it_never_was(
-    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(training__optimizer="sgd"))
-    whole = central(faces, tmp_path / "whole", epochs=2)
-    central(faces, tmp_path / "parts", epochs=1)
-    save = save_checkpoint
-
-    def kill(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    def save_all_but_last(path: Path, *arguments: Any) -> None:
-        (kill if path.name == LAST else save)(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        name, killer = ("save_checkpoint", save_all_but_last) if step == "LAST" else (step, kill)
-        patch.setattr(f"fedcunet.training.central.{name}", killer)
-        with pytest.raises(KeyboardInterrupt):
-            central(faces, tmp_path / "parts", epochs=2, resume=True)
-    # Killed before the last step the epoch is done already, so one epoch more is asked for.
-    if step == "_remove_states":
-        whole = central(faces, tmp_path / "whole", epochs=3, resume=True)
-    epochs = 3 if step == "_remove_states" else 2
-    assert central(faces, tmp_path / "parts", epochs=epochs, resume=True) == whole
-    lines = (tmp_path / "parts" / HISTORY).read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epochs + 1))
-    left = [path.name for path in (tmp_path / "parts").glob("optimizer*")]
-    assert left == [f"optimizer-{epochs}.safetensors"]
-
-
-def test_what_a_killed_training_left_half_written_is_gone(faces: Path, tmp_path: Path) -> None:
-    central(faces, tmp_path, epochs=1)
-    half = tmp_path / ".optimizer-2.safetensors.abc"
-    half.touch()
-    central(faces, tmp_path, epochs=2, resume=True)
-    assert not half.exists()
-
-
-def test_a_last_step_that_ruins_the_weights_is_a_failure(
-    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"{__name__}.CONFIG", CONFIG.replace(training__batch_size=64))
-    monkeypatch.setattr(
-        "fedcunet.training.local.clamp_latent_weights",
-        lambda latent: next(iter(latent)).data.fill_(float("nan")),
-    )
-    with pytest.raises(RunFailure, match="step 1: weights are not finite; lower the rate"):
-        central(faces, tmp_path, epochs=1)
-    assert not (tmp_path / LAST).exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "found"),
-    [
-        ("config", None, "config, found nothing"),
-        ("config", "{", "config, found '{'"),
-        ("facts", "[]", "facts, found '[]'"),
-    ],
-)
-def test_a_checkpoint_with_odd_metadata_is_refused_in_a_line(
-    tmp_path: Path, key: str, value: str | None, found: str
-) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(path, build_network(CONFIG, 68), CONFIG, FACE68)
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del metadata[key]
-    save_file(tensors, path, metadata | ({} if value is None else {key: value}))
-    with pytest.raises(
-        UserError, match=re.escape(f"{path}: expected a JSON object as its {found}")
-    ):
-        load_checkpoint(path)
-    with pytest.raises(UserError, match="expected a file, found a folder"):
-        load_checkpoint(tmp_path)
-
-
-def test_a_damaged_optimizer_file_is_named(faces: Path, tmp_path: Path) -> None:
-    central(faces, tmp_path, epochs=1)
-    optimizer_path(tmp_path, 1).write_bytes(b"no")
-    with pytest.raises(UserError, match=r"optimizer-1\.safetensors: cannot be read"):
-        central(faces, tmp_path, epochs=2, resume=True)
-
-
-def test_an_earlier_training_is_not_overwritten(faces: Path, tmp_path: Path) -> None:
-    central(faces, tmp_path, epochs=1)
-    with pytest.raises(UserError, match="holds a training already"):
-        central(faces, tmp_path, epochs=1)
-    with pytest.raises(UserError, match=r"trained with, quant\.bits 8,1,8, found 6,1,6"):
-        train_network(
-            CONFIG.replace(quant__bits="6,1,6"),
-            load("300w", faces, "train"),
-            load("300w", faces, "test"),
-            tmp_path,
-            resume=True,
-        )
-
-
-def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="another process is at work there"):
-        central(faces, tmp_path, epochs=1)
-    assert not (tmp_path / LAST).exists()
-    central(faces, tmp_path, epochs=1)
-    with held(tmp_path), pytest.raises(UserError, match="another process is at work there"):
-        central(faces, tmp_path, epochs=2, resume=True)
-    with held(tmp_path):  # the training has left it
-        pass
-    with pytest.raises(UserError, match="not found"):
-        central(faces, tmp_path / "new", epochs=1, resume=True)
-    assert not (tmp_path / "new").exists()

@@ -1,0 +1,91 @@
+"""`python -m simulations compare`: table and reports, settings and tables that are no good."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedcunet.config import RunConfig
+from fedcunet.errors import UserError
+from fedcunet.files import held
+from tests.conftest import Command
+from tests.made_runs import write_run
+
+
+def test_a_comparison_writes_table_and_reports(
+    command: Command, tiny_setting: Path, tmp_path: Path
+) -> None:
+    other = tiny_setting.with_name("signs.toml")
+    other.write_text(tiny_setting.read_text() + '[update]\ncodec = "sign"\nbits = 1\n')
+    out = tmp_path / "comparison"
+    code, text, progress = command(
+        "simulations",
+        "compare",
+        tiny_setting,
+        other,
+        "--engine",
+        "loopback",
+        "--out",
+        out,
+        "--json",
+    )
+    table = json.loads(text)
+    assert code == 0
+    assert [row["name"] for row in table] == ["tiny", "signs"]
+    assert table == json.loads((out / "table.json").read_text())
+    assert table[1]["bytes_up_per_client_round"] < table[0]["bytes_up_per_client_round"]
+    assert "round 1/1" in progress
+    assert (out / "report.html").is_file()
+    assert (out / "signs" / "summary.json").is_file()
+    code, text, _ = command("simulations", "report", out)
+    assert code == 0
+    assert text.strip() == str(out / "report.html")
+
+
+def test_a_setting_that_cannot_be_run_costs_a_comparison_itself_only(
+    command: Command, tiny_setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def serve(grid: Any, config: RunConfig, *, out: Path, name: str, **_: Any) -> dict[str, Any]:
+        begun.append(name)
+        if name == "tiny":
+            raise UserError("cannot be used")
+        text = (write_run(out, name, num_rounds=2) / "summary.json").read_text()
+        return {**json.loads(text), "workers_replaced": {}}
+
+    monkeypatch.setattr("simulations.__main__.serve", serve)
+    last = tiny_setting.with_name("last.toml")
+    last.write_text(tiny_setting.read_text())
+    out = tmp_path / "comparison"
+    arguments = ["--engine", "loopback", "--out", out, "--json"]
+    code, text, err = command("simulations", "compare", tiny_setting, last, *arguments)
+    assert (code, err) == (1, "simulations: tiny: cannot be used\n")
+    assert [row["name"] for row in json.loads(text)] == begun[1:] == ["last"]
+    assert [row["name"] for row in json.loads((out / "table.json").read_text())] == ["last"]
+    assert (out / "report.html").is_file()
+    # What can be seen beforehand is, before the first of them begins.
+    last.write_text(tiny_setting.read_text() + 'test-subset = "none"\n')
+    shutil.rmtree(out)
+    code, _, err = command("simulations", "compare", tiny_setting, last, *arguments)
+    assert (code, "none" in err, len(begun)) == (2, True, 2)
+    # All of them wrong is wrong use, and the folder of another comparison is nobody else's.
+    code, _, err = command("simulations", "compare", tiny_setting, *arguments)
+    assert (code, err) == (2, "simulations: tiny: cannot be used\n")
+    assert not out.exists()
+    with held(out):
+        code, _, err = command("simulations", "compare", tiny_setting, *arguments)
+    assert (code, err) == (2, f"simulations: {out}: another process is at work there\n")
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[{}]", '{"name": 1}', "7"])
+def test_a_damaged_table_of_a_comparison_is_named(
+    command: Command, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "table.json").write_text(text)
+    code, out, err = command("simulations", "report", tmp_path)
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'table.json'}: expected the rows of a comparison, found " in err
