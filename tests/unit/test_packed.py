@@ -330,6 +330,7 @@ def test_no_change_behind_a_right_checksum_ends_otherwise_than_in_words(content:
 def test_a_network_with_bfloat16_latents_is_saved_as_it_was_packed(tmp_path: Path) -> None:
     config = TINY.replace(quant__storage="frugal", quant__latent="bfloat16")
     unpacked = unpack_network(pack_network(build_network(config, 14), config, LSP14).content)
+    assert unpacked.config == config.replace(quant__latent="float32")
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, unpacked.model, unpacked.config, LSP14)
     assert tensors_sha256(load_checkpoint(path).model) == tensors_sha256(unpacked.model)
