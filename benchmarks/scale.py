@@ -72,7 +72,13 @@ def work(message: Message, context: Context) -> Message:
 
 
 def with_our_loop(grid: Grid, messages: list[Message]) -> list[Message]:
-    found = collect(grid, messages, timeout=TIMEOUT, on_reply=lambda done: None)
+    found = collect(
+        grid,
+        messages,
+        timeout=TIMEOUT,
+        read=lambda _, reply: reply,
+        on_reply=lambda done: None,
+    )
     return list(found.replies.values())
 
 

@@ -4,6 +4,7 @@ import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
 import signal
 import socket
+import ssl
 import time
 from pathlib import Path
 from types import FrameType
@@ -119,6 +120,10 @@ def _check_connection(
         raise UserError("expected --ca FILE and --key FILE (or --insecure, for a lab without TLS)")
     if not authority.is_file():
         raise UserError(f"--ca {authority}: not found; the server's ca.pem is meant")
+    try:
+        ssl.create_default_context(cafile=str(authority))
+    except ssl.SSLError:
+        raise UserError(f"--ca {authority}: expected a certificate in PEM, found none") from None
     check_key(key)
 
 

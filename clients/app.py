@@ -289,8 +289,10 @@ def _local_config(values: Mapping[str, ConfigScalar], context: Context) -> RunCo
     if not values:  # a question who we are comes without a setting
         values = context.run_config
         setting = {key: value for key, value in values.items() if "." in key or key == "seed"}
+    # A node with data of its own has no value from any server; a virtual client has the run's.
+    others = RunConfig().flat() if "data.name" in context.node_config else context.run_config
     for key in terms.LOCAL_KEYS:
-        own = context.node_config.get(key, context.run_config.get(key))
+        own = context.node_config.get(key, others.get(key))
         if own is not None:
             setting[key] = own
     asked, own = setting.get("data.name"), context.node_config.get("data.name", "")

@@ -61,6 +61,7 @@ def fit(
             who="this client",
             needed=lambda need: need.resident_bytes + images,
             counted="measured, images included",
+            is_here=True,
         )
     elif config.federation.ladder:  # Flower's own simulation
         allowed = profile_named(device).training_bytes

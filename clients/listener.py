@@ -64,8 +64,9 @@ class Listener:
         self._round = found[1]
 
     def _on_receive(self, found: re.Match[str]) -> None:
+        doing = "evaluating" if found[1] == "evaluate" else "training"
         asked = found[1] == "query"
-        self.say("asked what this node has" if asked else f"round {self._round}: training")
+        self.say("asked what this node has" if asked else f"round {self._round}: {doing}")
 
     def _on_sent(self, _: re.Match[str]) -> None:
         self.say("answer sent")

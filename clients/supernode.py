@@ -98,6 +98,7 @@ class Supernode:
 
     def _run_once(self, say: Callable[[str], None]) -> int:
         """A SuperNode until it ends; raises RunFailure if the server refused it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         listener = Listener(server=self.server, is_reachable=self._is_reachable, say=say)
         with self._log.open("a", encoding="utf-8") as log, self._running() as process:
             assert process.stdout is not None
@@ -124,6 +125,8 @@ class Supernode:
             yield started.process
         finally:
             started.end()
+            if started.process.stdout is not None:
+                started.process.stdout.close()
 
     def _is_reachable(self) -> bool:
         return probe(self.server, self.authority)[0] != "away"

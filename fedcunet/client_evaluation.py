@@ -1,7 +1,8 @@
 """What the clients say of the global model on the images that each keeps back.
 
-A client's answer is a percentage and a number of images; the server knows the number from the
-client's description, and takes nothing else on trust. One bad answer costs itself only.
+A client's answer is a percentage and a number of images, which must be the one of its description.
+One bad answer costs itself only; but percentage and number are the client's own word, and one that
+lies about both moves the mean as far as it likes (the tenth and the spread count clients).
 """
 
 from collections import Counter

@@ -2,20 +2,22 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcunet.records import NODE_UNAVAILABLE, error_reply
 
+Read = TypeVar("Read")
+
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 0.5
 
 
-class Collected(NamedTuple):
+class Collected(NamedTuple, Generic[Read]):
     """What came of messages to nodes."""
 
-    replies: dict[int, Message]  # by the id of the node that was asked
+    replies: dict[int, Read]  # by the id of the node that was asked
     not_sent: set[int]  # nodes that the grid took no message to; their replies are errors
     guard_fired: bool  # whether the wall-clock guard ended the wait
 
@@ -25,8 +27,9 @@ def collect(
     messages: list[Message],
     *,
     timeout: float,
+    read: Callable[[int, Message], Read],
     on_reply: Callable[[int], None],
-) -> Collected:
+) -> Collected[Read]:
     """Sends the messages, one to a node, and gathers the replies until all are there.
 
     A reply belongs to the node whose message it answers, whoever made it: where a node has gone,
@@ -36,17 +39,18 @@ def collect(
         grid: where the nodes are.
         messages: one to each node.
         timeout: seconds of the wall-clock guard.
+        read: makes of each reply, with the node that was asked, what is kept of it.
         on_reply: called with the number of replies so far.
     """
     waiting: dict[str, int] = {}  # message -> node
-    replies: dict[int, Message] = {}
+    replies: dict[int, Read] = {}
     for message, message_id in zip(messages, _push(grid, messages), strict=True):
         node = message.metadata.dst_node_id
         if message_id:
             waiting[message_id] = node
         else:
             text = "no message to this node was taken: it has left, or all are too large together"
-            replies[node] = error_reply(message, text, code=NODE_UNAVAILABLE)
+            replies[node] = read(node, error_reply(message, text, code=NODE_UNAVAILABLE))
     not_sent = set(replies)
     begin = time.monotonic()
     pause = POLL_SECONDS
@@ -55,7 +59,7 @@ def collect(
         for reply in arrived:
             asked = waiting.pop(reply.metadata.reply_to_message_id, None)
             if asked is not None:
-                replies[asked] = reply
+                replies[asked] = read(asked, reply)
                 on_reply(len(replies))
         if waiting and time.monotonic() - begin > timeout:
             # Our own engines stop working on what nobody waits for; Flower's grid lets it expire.

@@ -45,6 +45,7 @@ def climb(
     who: str,
     needed: Callable[[StepNeed], int] = training_peak,
     counted: str = "measured",
+    is_here: bool = False,
 ) -> Place:
     """The first rung that fits; what comes after it is not measured.
 
@@ -55,16 +56,22 @@ def climb(
         who: what may be too small, for messages.
         needed: the bytes of a measurement that must fit.
         counted: what these are, for messages.
+        is_here: the device is this machine: what cannot be measured here does not fit.
 
     Raises:
         TooSmall: no rung fits; the line says what the least would need.
+        NotMeasured: a rung cannot be measured here, though the device may hold it.
     """
     rungs, unmeasured = config.rungs(), ""
     least: int | None = None
     for number, setting in enumerate(rungs):
         try:
             need = step_need(setting, num_landmarks)
-        except NotMeasured as failure:  # it does not even fit here
+        except NotMeasured as failure:
+            if not is_here:
+                raise NotMeasured(
+                    f"federation.ladder, rung {number} for {who}: {failure}"
+                ) from None
             unmeasured = str(failure)
             continue
         found = needed(need)

@@ -50,7 +50,8 @@ def private_update(
     if not privacy.enabled:
         return update_N
     clipped_N = update_N.astype(np.float64)
-    norm = float(np.linalg.norm(clipped_N))
+    # Not by `linalg.norm`: the threads of BLAS change the sum.
+    norm = math.sqrt(np.square(clipped_N).sum())
     clipped_N *= min(1.0, privacy.clip_norm / max(norm, np.finfo(np.float64).tiny))
     deviation = privacy.noise_multiplier * privacy.clip_norm / math.sqrt(num_wanted)
     noisy_N: np.ndarray = clipped_N + deviation * generator.standard_normal(update_N.size)

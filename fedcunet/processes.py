@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,17 +96,32 @@ class Family:
         Args:
             seconds: how long each step may take.
         """
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            members = self.members()
-            for member in members:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.send_signal(signal_number)
-            psutil.wait_procs(members, timeout=seconds)
-        self.process.wait()
+        with uninterrupted():
+            if self.process.poll() is None:
+                self.process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(seconds)
+            for signal_number in (signal.SIGTERM, signal.SIGKILL):
+                members = self.members()
+                for member in members:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.send_signal(signal_number)
+                psutil.wait_procs(members, timeout=seconds)
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """No second Ctrl-C or SIGTERM stops what must be brought to its end, which must not be long."""
+    if threading.current_thread() is not threading.main_thread():  # signals do not reach it
+        yield
+        return
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler)
 
 
 def _mark_of(process: psutil.Process) -> str:

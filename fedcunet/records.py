@@ -101,8 +101,8 @@ class EvaluationReply:
 class BadReply:
     """Why a reply cannot be used.
 
-    `reason` is one of `OUTCOMES`, `error-reply`, `malformed-reply`, `bad-metrics` and
-    `bad-num-examples`; `detail` is one line for people.
+    `reason` is what `clients.jsonl` has as the outcome, words joined by hyphens; `detail` is one
+    line for people.
     """
 
     reason: str
@@ -242,27 +242,29 @@ def read_model(message: Message) -> tuple[bytes, dict[str, ConfigScalar]]:
     return blob, config
 
 
-def read_update(message: Message, *, max_examples: int = MAX_EXAMPLES) -> Reply | BadReply:
+def read_update(message: Message, *, most_bytes: int | None = None) -> Reply | BadReply:
     """The update in `message`, or why there is none; never raises, whatever came.
 
     Args:
         message: what came back from a client.
-        max_examples: the largest number of examples that is believed.
+        most_bytes: of the payload; a longer one is not kept until it is its turn to be checked.
     """
     try:
-        return _read_update(message, max_examples)
+        return _read_update(message, most_bytes)
     # Also for what no check foresees: one client's reply must never end the run.
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")
 
 
-def _read_update(message: Message, max_examples: int) -> Reply | BadReply:
+def _read_update(message: Message, most_bytes: int | None) -> Reply | BadReply:
     if message.has_error():
         return _error(message.error)
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
     blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
-    figures = _read_metrics(content[METRICS_KEY], max_examples)
+    if most_bytes is not None and len(blob) > most_bytes:
+        return _bad("wrong-length", f"payload bytes {len(blob)}, expected at most {most_bytes}")
+    figures = _read_metrics(content[METRICS_KEY])
     if isinstance(figures, BadReply):
         return figures
     num_examples, metrics = figures
@@ -281,7 +283,7 @@ def read_evaluation(message: Message) -> EvaluationReply | BadReply:
             return _error(message.error)
         _check_keys(message.content, {METRICS_KEY})
         record = message.content[METRICS_KEY]
-        figures = _read_metrics(record, MAX_EXAMPLES)
+        figures = _read_metrics(record)
         if isinstance(figures, BadReply):
             return figures
         num_examples, metrics = figures
@@ -292,9 +294,7 @@ def read_evaluation(message: Message) -> EvaluationReply | BadReply:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")
 
 
-def _read_metrics(
-    record: object, max_examples: int
-) -> tuple[int, dict[str, int | float]] | BadReply:
+def _read_metrics(record: object) -> tuple[int, dict[str, int | float]] | BadReply:
     """The number of examples and the other metrics, all of them finite and no larger than sane."""
     if not isinstance(record, MetricRecord):
         raise ValueError(f"record '{METRICS_KEY}' is a {type(record).__name__}, not a MetricRecord")
@@ -314,8 +314,8 @@ def _read_metrics(
         metrics[name] = value  # type: ignore[assignment]
     num_examples = record.get(NUM_EXAMPLES_KEY)
     # A float, even 3.0, is not a count; NaN would pass every comparison that is written badly.
-    if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
-        return _bad("bad-num-examples", f"found {num_examples!r}, expected 1 to {max_examples}")
+    if type(num_examples) is not int or not 1 <= num_examples <= MAX_EXAMPLES:
+        return _bad("bad-num-examples", f"found {num_examples!r}, expected 1 to {MAX_EXAMPLES}")
     return num_examples, metrics
 
 

@@ -48,11 +48,17 @@ def describe_clients(
     """
     nodes = sorted(grid.get_node_ids())
     messages = [Message(describe_content(), node, "query", ttl=timeout) for node in nodes]
-    replies = collect(grid, messages, timeout=timeout, on_reply=lambda done: None).replies
+    replies = collect(
+        grid,
+        messages,
+        timeout=timeout,
+        read=lambda _, reply: read_description(reply),
+        on_reply=lambda done: None,
+    ).replies
     clients: dict[int, Description] = {}
     problems: list[tuple[str, str]] = []  # who, and why
     for node in nodes:
-        found = read_description(replies[node]) if node in replies else None
+        found = replies.get(node)
         if isinstance(found, Description):
             found = _identified(found, admitted)
         if isinstance(found, Description) and found.rung >= num_rungs:

@@ -52,12 +52,14 @@ from fedcunet.terms import (
     TOKEN,
     VALIDATION,
     WANTED,
+    client_setting,
     evaluation_due,
     is_available,
     num_wanted,
     own_values,
     rounded_up,
     select,
+    update_payload,
 )
 
 logger = logging.getLogger(__name__)
@@ -291,10 +293,15 @@ class Server:
         timeout = self.config.federation.timeout_seconds
         exchange.bytes_down.update({client: len(parcel) for client, parcel in parcels.items()})
         messages = self._messages(parcels, exchange.bytes_down, round_number, rate)
+        limits = {
+            self.clients[client].node_id: self._most_bytes(client, round_number)
+            for client in parcels
+        }
         collected = collect(
             self.grid,
             messages,
             timeout=timeout,
+            read=lambda node, reply: read_update(reply, most_bytes=limits[node]),
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
         exchange.reproducible &= not collected.guard_fired
@@ -302,11 +309,16 @@ class Server:
             node = self.clients[client].node_id
             if node in collected.not_sent:
                 exchange.bytes_down[client] -= len(parcel)
-            message = collected.replies.get(node)
             exchange.replies.pop(client, None)
-            if message is not None:
-                reply = exchange.replies[client] = read_update(message)
+            if node in collected.replies:
+                reply = exchange.replies[client] = collected.replies[node]
                 exchange.reproducible &= not is_machine_fault(reply)
+
+    def _most_bytes(self, client: int, round_number: int) -> int:
+        """The greatest length that a client's payload may have."""
+        known = self.clients[client]
+        setting = client_setting(self.config, known.device, known.rung)
+        return update_payload(self.layout, setting, round_number, client).payload_limits[1]
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""
@@ -324,6 +336,9 @@ class Server:
 
     def _evaluate(self, round_number: int, part: str) -> ClientEvaluation | None:
         """Has every client that keeps such images evaluate the model after a round on them."""
+        federation = self.config.federation
+        if not (federation.test_fraction if part == TEST else federation.validation_fraction):
+            return None  # whatever a client says that it keeps
         held = {
             client: found.num_test if part == TEST else found.num_validation
             for client, found in self.clients.items()
@@ -347,15 +362,15 @@ class Server:
             self.grid,
             messages,
             timeout=self.config.federation.timeout_seconds,
+            read=lambda _, reply: read_evaluation(reply),
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
         scores = []
         for client in asked:
             node = self.clients[client].node_id
-            message = collected.replies.get(node)
             scores.append(
                 score_of(
-                    None if message is None else read_evaluation(message),
+                    collected.replies.get(node),
                     round=round_number,
                     client=client,
                     expected=held[client],

@@ -146,7 +146,8 @@ def certs(
 def admit_node(
     key: Annotated[Path, typer.Argument(help="Public key of the node (.pub).")],
     client: Annotated[
-        int | None, typer.Option("--client", min=0, help="Client id; the next free one by default.")
+        int | None,
+        typer.Option("--client", min=0, max=2**31 - 1, help="Client id; else the next free one."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="For people.")] = None,
     folder: FolderOption = DEFAULT_FOLDER,

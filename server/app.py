@@ -2,6 +2,7 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
+import re
 import secrets
 import shutil
 import time
@@ -130,8 +131,7 @@ def serve(
     check_accountant(config.privacy)
     test_data = TestData.load(config)
     recorder = RunRecorder(out, config, resume=resume)
-    token = f"{name}-{secrets.token_hex(4)}"
-    token = "".join(character if character.isalnum() else "-" for character in token)[-64:]
+    token = _token(name)
     try:
         display.begin(
             name,
@@ -197,6 +197,11 @@ def read_subsets(config: RunConfig) -> tuple[AnnotationSet, AnnotationSet]:
             raise UserError(f"data {data.root}: subset '{found.subset}' has no images")
     check_scorable(test_set)
     return train_set, test_set
+
+
+def _token(name: str) -> str:
+    """What names a run where clients keep their state, in the letters that they take."""
+    return re.sub("[^A-Za-z0-9-]", "-", f"{name}-{secrets.token_hex(4)}")[-64:]
 
 
 @dataclass(kw_only=True, slots=True)

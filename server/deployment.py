@@ -39,6 +39,7 @@ def run(
     logging.getLogger().addHandler(_JournalHandler(journal))
     try:
         request = _request(folder, run_id)
+        config = RunConfig.from_flat(config.flat() | dict(request.local))
         admitted = client_ids(folder.path) if folder.has_keys() else None
         if not (request.resume and finished(request.out, config)):
             _wait_for_nodes(grid, config.federation.clients, request.wait_seconds, journal)

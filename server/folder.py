@@ -13,12 +13,14 @@ superlink.log
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from fedcunet.config import Scalar
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import write_atomically
 from server.certificates import Certificates
@@ -57,12 +59,14 @@ class Request:
         name: of the run.
         wait_seconds: how long to wait for as many nodes as the setting has clients.
         resume: go on with the run that `out` holds.
+        local: what the setting says of this machine alone; clients never get it.
     """
 
     out: Path
     name: str
     wait_seconds: float
     resume: bool = False
+    local: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class ServerFolder:
     def make(self) -> None:
         """Makes the folder, open to its owner only: the database holds models and run tokens."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.chmod(0o700)  # `server certs` may have made it
         self.flower_home.mkdir(exist_ok=True)
 
     def write_address(self, address: Address) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
+from fedcunet.records import one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,7 @@ def read_public_key(path: Path) -> tuple[str, str, str]:
         raise UserError(f"key {path}: expected ECDSA (`python -m clients keygen`), found another")
     kind, body, *comment = text.split(maxsplit=2)
     digest = base64.b64encode(hashlib.sha256(base64.b64decode(body)).digest()).decode()
-    return f"{kind} {body}", f"SHA256:{digest.rstrip('=')}", " ".join(comment)
+    return f"{kind} {body}", f"SHA256:{digest.rstrip('=')}", one_line(" ".join(comment))
 
 
 def place_for(nodes: Sequence[AdmittedNode], key: str, client: int | None) -> int:

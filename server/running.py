@@ -1,17 +1,19 @@
 """Submitting a run to the server of this machine, and following it to its end."""
 
 import contextlib
-import signal
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import tomli_w
 
-from fedcunet.config import RunConfig
+from fedcunet.config import RunConfig, Scalar
+from fedcunet.config.tables import unflat
 from fedcunet.errors import RunFailure, UserError
+from fedcunet.processes import uninterrupted
+from fedcunet.terms import LOCAL_KEYS
 from server.flower import flwr
 from server.folder import Request, ServerFolder
 from server.journal import JournalReader
@@ -21,6 +23,8 @@ APP = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.2
 # Each look at Flower's list of runs starts a process; the journal says almost everything.
 STATUS_SECONDS = 15.0
+# How long a server may take to come back before the run counts as ended.
+SILENT_SECONDS = 120.0
 # How long Flower may take to note the end of a run whose app has said its last word.
 END_SECONDS = 60.0
 
@@ -41,30 +45,29 @@ class Display(Protocol):
     def say(self, text: str) -> None: ...
 
 
-def absolute(config: RunConfig) -> RunConfig:
-    """The setting with paths that mean the same in another process's folder."""
-    return config.replace(
-        data__root=str(Path(config.data.root).resolve()),
-        data__cache_dir=str(Path(config.data.cache_dir).resolve()),
-        federation__state_dir=str(Path(config.federation.state_dir).resolve()),
-        federation__measured_dir=str(Path(config.federation.measured_dir).resolve()),
-        federation__scratch_dir=str(Path(config.federation.scratch_dir).resolve()),
-    )
-
-
 def submit(folder: ServerFolder, config: RunConfig, request: Request) -> int:
     """Gives the setting and this repository's apps to the server; returns the run's id.
+
+    Flower gives the setting to every node; what is this machine's own business goes another way,
+    with the request.
 
     Raises:
         RunFailure: the server does not take it.
     """
+    flat = config.flat()
+    local = {key: _absolute(key, flat.pop(key)) for key in LOCAL_KEYS}
     with tempfile.TemporaryDirectory() as scratch:  # others may submit at the same time
         setting = Path(scratch) / "setting.toml"
-        setting.write_text(tomli_w.dumps(absolute(config).nested()), encoding="utf-8")
+        setting.write_text(tomli_w.dumps(unflat(flat, "setting")), encoding="utf-8")
         answer = flwr(folder, ["run", str(APP)], ["--run-config", str(setting)])
     run_id = int(answer["run-id"])
-    folder.write_request(run_id, request)
+    folder.write_request(run_id, replace(request, local=local))
     return run_id
+
+
+def _absolute(key: str, value: Scalar) -> Scalar:
+    """A path that means the same in another process's folder; another value as it is."""
+    return str(Path(str(value)).resolve()) if key.endswith(("-dir", ".root")) else value
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,13 +107,16 @@ class Follower:
 
     def _watch(self) -> None:
         reader = JournalReader(self.folder.progress(self.run_id))
-        last_status = time.monotonic()
+        last_status = last_answer = time.monotonic()
         while self.summary is None and self.failure is None:
             for what, *arguments in reader.news():
                 self._show(what, arguments)
             if time.monotonic() - last_status > STATUS_SECONDS:
                 ended = _ended(self.folder, self.run_id)
                 last_status = time.monotonic()
+                last_answer = last_answer if ended is None else last_status
+                if last_status - last_answer > SILENT_SECONDS:
+                    ended = "nobody answers in the server's place any more"
                 if ended:
                     for what, *arguments in reader.news():
                         self._show(what, arguments)
@@ -140,12 +146,12 @@ class Follower:
         getattr(self.display, what)(*arguments)
 
 
-def _ended(folder: ServerFolder, run_id: int) -> str:
-    """Flower's status of a run that has ended; empty while it goes on or nobody can be asked."""
+def _ended(folder: ServerFolder, run_id: int) -> str | None:
+    """Flower's status of a run that has ended; empty while it goes on, None if nobody answers."""
     try:
         runs = flwr(folder, ["list"], ["--run-id", str(run_id)])["runs"]
     except RunFailure:
-        return ""  # the server is being restarted, or has gone: what it last said still counts
+        return None  # the server is being restarted, or has gone: what it last said still counts
     status = str(runs[0]["status"]) if runs else "unknown to the server"
     details = str(runs[0].get("status-details", "")) if runs else ""
     done = status.startswith("finished") or not runs
@@ -154,9 +160,5 @@ def _ended(folder: ServerFolder, run_id: int) -> str:
 
 def stop(folder: ServerFolder, run_id: int) -> None:
     """Stops a run; a second interrupt meanwhile does no harm."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with contextlib.suppress(RunFailure):
-            flwr(folder, ["stop", str(run_id)])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with uninterrupted(), contextlib.suppress(RunFailure):
+        flwr(folder, ["stop", str(run_id)])

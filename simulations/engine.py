@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower and Ray)
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from flwr.serverapp import Grid
 
 from clients.attacks import ATTACK_KEY
 from fedcunet.attackers import attackers_of
-from fedcunet.config import RunConfig, Scalar
+from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.privacy import NOISE_SEED_KEY
 from simulations.fleet import growth_bytes, node_values
@@ -55,18 +56,12 @@ class Engine:
             stack.enter_context(
                 start_ray(self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address)
             )
+        elif not self.num_gpus:  # as Ray's workers: else the result would be another
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def grid(self, config: RunConfig, stack: ExitStack) -> Grid:
         """The grid of the setting's virtual clients, closed with the stack."""
-        local: dict[str, Scalar] = {
-            "data.root": config.data.root,
-            "data.cache-bytes": config.data.cache_bytes,
-            "data.cache-dir": config.data.cache_dir,
-            "data.disk-cache-bytes": config.data.disk_cache_bytes,
-            "federation.state-dir": config.federation.state_dir,
-        }
-        local[NOISE_SEED_KEY] = config.seed
-        nodes = [local | values for values in node_values(config)]
+        nodes = [{NOISE_SEED_KEY: config.seed, **values} for values in node_values(config)]
         for client, attack in attackers_of(config).items():
             nodes[client] |= {ATTACK_KEY: attack}
         flat = config.flat()

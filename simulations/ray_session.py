@@ -23,6 +23,7 @@ import ray
 
 from fedcunet.errors import RunFailure
 from fedcunet.measured import free_memory_bytes
+from fedcunet.processes import uninterrupted
 from fedcunet.records import one_line
 from simulations.tasks import ROOT
 
@@ -157,16 +158,17 @@ def _stop_ray(not_ours: set[psutil.Process], grace_seconds: float) -> None:
         for child in set(psutil.Process().children()) - not_ours
         for process in (child, *_descendants(child))
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        ray.shutdown()
-    # Ray does not wait for all of them: one that it has killed would stay in the list of
-    # processes until this one ends.
-    _, alive = psutil.wait_procs(ours, timeout=grace_seconds)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=END_SECONDS)
+    with uninterrupted():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            ray.shutdown()
+        # Ray does not wait for all of them: one that it has killed would stay in the list of
+        # processes until this one ends.
+        _, alive = psutil.wait_procs(ours, timeout=grace_seconds)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=END_SECONDS)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

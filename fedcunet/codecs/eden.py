@@ -179,7 +179,7 @@ class EdenCodec:
         distortion = gaussian_distortion(whole_codec_bits(self, bits))
         # With D = 1 - E[q²] and <R·x, q> near (1 - D)·‖x‖² the scale is ‖x‖/(1 - D), and the error
         # of an unbiased value D/(1 - D).
-        return rotated_noise(body, decoded.size, segments, distortion * (1 - distortion))
+        return rotated_noise(body, decoded, segments, distortion * (1 - distortion))
 
 
 def _encode_blocks(

@@ -150,7 +150,7 @@ class HadamardTrellisCodec:
     ) -> np.ndarray:
         """As of `KnowsNoise`, from the scales; right on average over large blocks."""
         error = _SQUARED_ERRORS[whole_codec_bits(self, bits)]
-        return rotated_noise(body, decoded.size, segments, error)
+        return rotated_noise(body, decoded, segments, error)
 
 
 def _scales(

@@ -74,11 +74,12 @@ class MinMaxCodec:
         check_body(self, body, length=length, bits=bits, segments=segments)
         width = whole_codec_bits(self, bits)
         lengths = segment_lengths(length, segments)
-        ends = np.frombuffer(body, dtype="<f4", count=2 * lengths.size).astype(np.float64)
+        coded_ends = np.frombuffer(body, dtype="<f4", count=2 * lengths.size)
         packed = np.frombuffer(body, dtype=np.uint8, offset=8 * lengths.size)
         codes = unpack_codes(packed, bits=width, count=length).astype(np.float64)
         # Ends that no encoder makes (NaN, infinity) must not warn: the caller checks values.
         with np.errstate(all="ignore"):
+            ends = coded_ends.astype(np.float64)
             steps = (ends[1::2] - ends[::2]) / (2**width - 1)
             values = np.repeat(ends[::2], lengths) + codes * np.repeat(steps, lengths)
             return add_reference(values.astype(np.float32), reference)

@@ -80,10 +80,10 @@ class QsgdCodec:
         width = whole_codec_bits(self, bits)
         most = 2 ** (width - 1) - 1
         num_buckets = -(-length // BUCKET)
-        norms = np.frombuffer(body, dtype="<f4", count=num_buckets).astype(np.float64)
+        norms = np.frombuffer(body, dtype="<f4", count=num_buckets)
         packed = np.frombuffer(body, dtype=np.uint8, offset=4 * num_buckets)
         numbers = unpack_codes(packed, bits=width, count=length).astype(np.float64) - most
         # Norms that no encoder makes (NaN, infinity) must not warn: the caller checks values.
         with np.errstate(all="ignore"):
-            values = numbers * np.repeat(norms / most, BUCKET)[:length]
+            values = numbers * np.repeat(norms.astype(np.float64) / most, BUCKET)[:length]
             return add_reference(values.astype(np.float32), reference)

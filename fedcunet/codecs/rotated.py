@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedcunet.bits import pack_codes, packed_length, unpack_codes
-from fedcunet.codecs.base import segment_lengths
+from fedcunet.codecs.base import segment_lengths, sum_of_squares
 from fedcunet.codecs.hadamard import Rotation, block_sizes, groups_of_blocks, padded_length
 
 
@@ -67,26 +67,32 @@ def turn_back(
 
 
 def rotated_noise(
-    body: bytes, length: int, segments: Sequence[int], squared_error: float
+    body: bytes, decoded: np.ndarray, segments: Sequence[int], squared_error: float
 ) -> np.ndarray:
-    """The expected sum of squared errors of each segment (float64).
+    """The expected sum of squared errors of each segment (float64), at most the segment's energy.
 
     The unbiased scale is ‖x‖²/<R·x, q>. So the error is orthogonal to the values, and the rotation,
     unlike any other's, spreads it evenly over the block.
 
     Args:
         body: Of `pack_body`.
-        length: Of the vector.
+        decoded: The vector, shape (n,).
         segments: Lengths of the tensors.
         squared_error: Of a value of a block whose scale is 1.
     """
+    length = decoded.size
     sizes = np.repeat(*np.array(block_sizes(length), dtype=np.int64).reshape(-1, 2).T)
     scales = np.frombuffer(body, dtype="<f4", count=sizes.size).astype(np.float64)
     places = np.concatenate([[0], np.cumsum(sizes)])
     total = np.concatenate([[0.0], np.cumsum(squared_error * scales * scales * sizes)])
-    stops = np.cumsum(segment_lengths(length, segments))
-    noise: np.ndarray = np.diff(np.interp(stops, places, total), prepend=0)
-    return noise
+    lengths = segment_lengths(length, segments)
+    stops = np.cumsum(lengths)
+    noise = np.diff(np.interp(stops, places, total), prepend=0)
+    parts = zip(stops - lengths, stops, strict=True)
+    # Nobody claims noise that is not there, to shorten the mean of all.
+    energies = np.array([sum_of_squares(decoded[start:stop]) for start, stop in parts])
+    bounded: np.ndarray = np.minimum(noise, energies)
+    return bounded
 
 
 def _num_blocks(length: int) -> int:

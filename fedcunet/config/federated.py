@@ -164,7 +164,7 @@ class FederationConfig:
             "federation.partition-labels-per-client", self.partition_labels_per_client, 1, 1000
         )
         check_range("federation.validation-fraction", self.validation_fraction, 0, 0.9)
-        left = 0.9 - self.validation_fraction
+        left = round(0.9 - self.validation_fraction, 9)  # 0.1 beside 0.8, not a little less
         check_range("federation.test-fraction", self.test_fraction, 0, left)
 
     def _check_attackers(self) -> None:

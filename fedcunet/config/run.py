@@ -155,7 +155,7 @@ class RunConfig:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"setting file {path}: not found") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"setting file {path}: {error}") from None
         return cls.from_nested(values, f"setting file {path}")
 

@@ -23,7 +23,7 @@ def typed(text: str) -> Scalar:
     """The TOML value that `text` is, or the text itself."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, more digits than Python reads, too deep
         return text
     if isinstance(value, float) and not math.isfinite(value):
         return text  # no setting is NaN, but an attack is called so
@@ -109,7 +109,7 @@ def _checked(expected: Any, value: Any, where: str) -> Scalar:
         if value not in choices:
             raise UserError(f"{where}: expected one of {', '.join(choices)}, found {value!r}")
         return str(value)
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is not expected:
         words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

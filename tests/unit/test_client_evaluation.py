@@ -33,6 +33,7 @@ from tests.made_rounds import (
 def evaluated(
     odd: Callable[[Message], RecordDict] | None = None,
     grid: type[LoopbackGrid] = LoopbackGrid,
+    held_back: float = 0.1,
     **changes: Any,
 ) -> Watcher:
     """As `run`; clients 1 to 3 keep 1 to 3 images and score 10, 20, 30, client 2 as `odd` says.
@@ -65,7 +66,11 @@ def evaluated(
         return Message(content, reply_to=message)
 
     watcher = Watcher()
-    made_server(client_app, CONFIG.replace(**changes), watcher, grid=grid).run()
+    fractions = {
+        "federation__validation_fraction": held_back,
+        "federation__test_fraction": held_back,
+    }
+    made_server(client_app, CONFIG.replace(**fractions, **changes), watcher, grid=grid).run()
     return watcher
 
 
@@ -94,6 +99,8 @@ def test_clients_evaluate_at_the_rounds_that_are_evaluated_and_none_without_imag
     watcher = evaluated(federation__rounds=5, federation__evaluate_every=2)
     assert [e is not None for e in watcher.evaluations] == [False, True, False, True, True]
     assert run()[0].evaluations == [None, None]
+    # Where the setting keeps nothing back, nobody is asked, whatever clients say that they keep.
+    assert evaluated(held_back=0).evaluations == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from clients.__main__ import _check_connection
+from clients.app import _local_config
 from clients.listener import Listener
 from clients.offer import Offer
 from clients.reach import probe
 from clients.supernode import Supernode, node_config_text
+from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.processes import Family, free_port
 from server.certificates import Certificates, make_certificates
@@ -37,6 +42,7 @@ ROUND = """\x1b[92mINFO \x1b[0m:      SuperNode ID: 3225719962361541240
 \x1b[92mINFO \x1b[0m:      [RUN 1, ROUND 2]
 \x1b[92mINFO \x1b[0m:      Receiving: train message (ID: 8)
 \x1b[92mINFO \x1b[0m:      Sent successfully
+\x1b[92mINFO \x1b[0m:      Receiving: evaluate message (ID: 9)
 """
 
 
@@ -48,6 +54,7 @@ def test_a_round_is_said_in_plain_words() -> None:
         "answer sent",
         "round 2: training",
         "answer sent",
+        "round 2: evaluating",
     ]
     assert not listener.refused
 
@@ -164,6 +171,56 @@ def test_an_offer_is_what_a_run_would_find(make_300w: Callable[..., Path], tmp_p
         Offer.of_machine(**usual, part=2, parts=2, memory=None)
 
 
+def test_no_server_decides_where_a_node_keeps_its_data_and_how_much(
+    make_300w: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_300w({"afw": ["1_1.jpg"]})
+    offer = Offer.of_machine(
+        data="300w", root=root, device="laptop", folder=tmp_path, part=None, parts=None, memory=None
+    )
+    servers = RunConfig().replace(
+        data__name="300w",
+        data__root="/srv/data",
+        data__cache_bytes=10**15,
+        data__disk_cache_bytes=10**15,
+        federation__scratch_dir="/srv/x",
+        federation__rounds=77,
+    )
+    context: Any = SimpleNamespace(node_config=offer.node_config(), run_config=servers.flat())
+    for message in (servers.flat(), {}):
+        config = _local_config(message, context)
+        assert config.data.root == str(root)
+        assert config.data.cache_bytes == RunConfig().data.cache_bytes
+        assert config.data.disk_cache_bytes == RunConfig().data.disk_cache_bytes
+        assert config.federation.scratch_dir == RunConfig().federation.scratch_dir
+        assert config.federation.state_dir == str(tmp_path / "state")
+        assert config.federation.rounds == 77
+    context.node_config = {"partition-id": 0}  # a virtual client, which has what the run has
+    assert _local_config({}, context).data == servers.data
+
+
+def test_a_node_makes_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supernode, "command", lambda self: ["/bin/echo", "hello"])
+    node = Supernode(
+        server="lab:1",
+        authority=None,
+        key=None,
+        node_config={},
+        folder=tmp_path / "new" / "node",
+        patience_seconds=None,
+    )
+    assert node._run_once(print) == 0
+    assert (tmp_path / "new/node/supernode.log").read_text() == "hello\n"
+
+
+def test_what_is_no_certificate_is_refused_before_anything_is_tried(tmp_path: Path) -> None:
+    wrong = tmp_path / "ca.pem"
+    for text in ("", "-----BEGIN CERTIFICATE-----\nhello\n-----END CERTIFICATE-----\n"):
+        wrong.write_text(text)
+        with pytest.raises(UserError, match=r"--ca .*ca.pem: expected a certificate in PEM"):
+            _check_connection("lab:1", wrong, tmp_path / "key", insecure=False)
+
+
 def test_node_config_is_written_as_flower_reads_it() -> None:
     from flwr.common.config import parse_config_args
 
@@ -191,7 +248,10 @@ def test_a_family_is_ended_to_the_last_child_even_where_the_parent_has_gone(pare
     if parent == "goes first":
         family.process.wait(20)
     assert len(family.members()) == (2 if parent == "stays" else 1)
-    family.end(seconds=0.5)
+    impatient = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    impatient.start()
+    family.end(seconds=0.5)  # a second Ctrl-C leaves nothing behind
+    impatient.join()
     family.process.stdout.close()
     assert family.members() == []
     assert family.process.returncode in (0, -signal.SIGTERM)

@@ -130,9 +130,13 @@ def test_a_rung_that_cannot_be_measured_here_is_passed_by(
         return known(config, num_landmarks)
 
     monkeypatch.setattr(ladder, "step_need", refuse)
-    assert climb(CONFIG, 5, 10**12, who="laptop").rung == 1
+    assert climb(CONFIG, 5, 10**12, who="this client", is_here=True).rung == 1
+    alone = CONFIG.replace(federation__ladder="")
     with pytest.raises(TooSmall, match=r"needs more than the 3\.0 GB it may take"):
-        climb(CONFIG.replace(federation__ladder=""), 5, 10**12, who="laptop")
+        climb(alone, 5, 10**12, who="this client", is_here=True)
+    # What is free on the machine that simulates a laptop must not decide how it trains.
+    with pytest.raises(NotMeasured, match=r"rung 0 for laptop: .* needs more than the 3\.0 GB"):
+        climb(CONFIG, 5, 10**12, who="laptop")
 
 
 def test_each_device_of_a_fleet_takes_its_own_rung(

@@ -69,6 +69,9 @@ EDEN = CONFIG.replace(update__codec="eden", update__bits=2)
 HOSTILE: dict[str, Reply] = {
     "error-reply": error,
     "malformed-reply": lambda *_: RecordDict(),
+    "wrong-length": lambda c, n, m, _: packed(
+        c, np.zeros(9999, np.float32), terms.update_payload(Layout.vector(9999), CONFIG, n, c)
+    ),
     "too-large": lambda c, n, m, _: reply(c, n, np.full(43, 1e5, np.float32)),
     "wrong-round": lambda c, n, m, _: packed(c, m, own(c, n + 1)),
     "wrong-sender": lambda c, n, m, _: packed(c, m, own(0, n)),

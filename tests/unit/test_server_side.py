@@ -6,6 +6,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
@@ -15,13 +16,14 @@ from typing import Any, cast
 import pytest
 import tomli_w
 
+from clients.app import _checked_token
 from clients.keys import check_key, fingerprint, make_key
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held
 from fedcunet.processes import free_port, host_and_port
 from server import admission, deployment, running
-from server.app import NoDisplay, serve
+from server.app import NoDisplay, _token, serve
 from server.app import main as app_main
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import Address, Request, ServerFolder
@@ -181,6 +183,9 @@ def test_a_nodes_key_is_private_and_known_by_its_fingerprint_on_both_sides(tmp_p
         ["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=False
     ).stdout
     assert found in said
+    odd = tmp_path / "odd.pub"
+    odd.write_text(f"{key} red\x1b[31m\x07\n")
+    assert read_public_key(odd)[2] == "red?[31m?"  # a client's word, on the server's terminal
     with pytest.raises(UserError, match="not overwritten"):
         make_key(public.with_suffix(""), "")
     with pytest.raises(UserError, match="is the private one"):
@@ -203,6 +208,7 @@ def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
 
 def test_the_folder_tells_flower_and_our_commands_where_the_server_is(tmp_path: Path) -> None:
     folder = ServerFolder(tmp_path / "server")
+    make_certificates(folder.path / "certificates", [], 30)  # makes its parents as they come
     folder.make()
     assert mode(folder.path) == 0o700
     with pytest.raises(RunFailure, match="no server has been started"):
@@ -219,11 +225,32 @@ def test_the_folder_tells_flower_and_our_commands_where_the_server_is(tmp_path: 
     assert folder.request(8) is None
 
 
-def test_every_folder_of_a_setting_is_the_same_in_flowers_processes() -> None:
-    flat = running.absolute(RunConfig()).flat()
-    folders = {key: value for key, value in flat.items() if key.endswith(("-dir", ".root"))}
+def test_what_is_this_machines_own_business_is_not_given_to_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[dict[str, Any]] = []
+
+    def flwr(_folder: ServerFolder, _words: list[str], options: list[str]) -> dict[str, Any]:
+        submitted.append(tomllib.loads(Path(options[1]).read_text()))
+        return {"run-id": "7"}
+
+    monkeypatch.setattr(running, "flwr", flwr)
+    folder = ServerFolder(tmp_path / "server")
+    config = RunConfig().replace(data__root="mine", data__cache_bytes=10**7, seed=3)
+    asked = Request(out=tmp_path / "run", name="x", wait_seconds=0)
+    assert running.submit(folder, config, asked) == 7
+    sent = submitted[0]["data"] | submitted[0]["federation"]
+    assert not any(key.startswith("cache") or key.endswith("-dir") for key in sent)
+    assert "root" not in sent
+    assert submitted[0]["seed"] == 3
+
+    request = folder.request(7)
+    assert request is not None
+    folders = {key: one for key, one in request.local.items() if key.endswith(("-dir", ".root"))}
     assert len(folders) == 5
-    assert [key for key, folder in folders.items() if not Path(str(folder)).is_absolute()] == []
+    assert [key for key, path in folders.items() if not Path(str(path)).is_absolute()] == []
+    assert Path(str(folders["data.root"])) == Path("mine").resolve()
+    assert request.local["data.cache-bytes"] == 10**7
 
 
 @pytest.mark.parametrize(
@@ -249,6 +276,21 @@ def test_a_run_whose_process_was_killed_fails_with_flowers_word_and_the_way_on(
     follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
     with pytest.raises(RunFailure, match=r"finished:failed, no heartbeat; --resume goes on"):
         follower.follow()
+
+
+def test_a_server_that_has_gone_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "STATUS_SECONDS", 0)
+    monkeypatch.setattr(running, "SILENT_SECONDS", 0.3)
+    follower = running.Follower(folder=ServerFolder(tmp_path), run_id=7, display=NoDisplay())
+    with pytest.raises(RunFailure, match=r"nobody answers in the server's place .* --resume"):
+        follower.follow()
+
+
+def test_any_name_of_a_run_makes_a_token_that_clients_take() -> None:
+    for name in ("données", "a b/c", "x" * 200, ""):
+        assert _checked_token(_token(name)) != _token(name)
 
 
 def test_two_who_admit_at_once_get_a_place_each(

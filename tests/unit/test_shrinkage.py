@@ -99,6 +99,17 @@ def test_no_payload_claims_more_noise_than_it_brings() -> None:
         assert codec.noise(bytes(body), np.zeros_like(vector), bits=1) == [0]
 
 
+@pytest.mark.parametrize("name", ["eden", "hadamard-trellis"])
+def test_no_scale_claims_more_noise_than_the_update_brings(name: str) -> None:
+    vector = np.random.default_rng(1).standard_normal(512).astype(np.float32)
+    codec = CODECS[name]
+    body = codec.encode(vector, bits=1, seed=b"s")
+    forged = np.float32(1e6).tobytes() + body[4:]  # the scale of the only block
+    terms: dict[str, Any] = {"bits": 1, "segments": (500, 12)}
+    bound = [energy(vector[:500]), energy(vector[500:])]
+    assert noise_known(codec).noise(forged, vector, **terms) == pytest.approx(bound)
+
+
 @pytest.mark.parametrize("correlation", [0, 0.9])
 @pytest.mark.parametrize("bits", [0.5, 1])
 def test_the_squared_error_of_the_mean_falls_as_theory_says(
