@@ -23,6 +23,7 @@ from typing import Any
 
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
+from fedcunet.files import write_atomically
 from fedcunet.sweep import LEVELS, quant_values
 
 # How a process says that it got none: torch, Python, C++, the loader of libraries.
@@ -179,7 +180,7 @@ def main() -> None:
     )
     print(text)
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        write_atomically(arguments.out, text + "\n")
 
 
 if __name__ == "__main__":

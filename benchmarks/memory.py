@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from fedcunet.config import RunConfig
+from fedcunet.files import write_atomically
 from fedcunet.measured import FREE_SHARE, free_memory_bytes, resident_growth
 from fedcunet.memory import TrainingStep, measure, naive, ratios
 from fedcunet.sweep import LEVELS, quant_values
@@ -203,7 +204,7 @@ def main() -> None:
                 print(line_of(name, row), flush=True)
         if arguments.out:  # after each part, so that an interruption loses no more than one
             text = json.dumps({"size": SIZE, "threads": 1, "results": results}, indent=1)
-            arguments.out.write_text(text + "\n")
+            write_atomically(arguments.out, text + "\n")
     print(json.dumps({"size": SIZE, "threads": 1, "results": results}))
 
 

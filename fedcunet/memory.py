@@ -50,8 +50,8 @@ class TrainingStep:
     """
 
     def __init__(self, config: RunConfig, num_landmarks: int = 16, device: str = "cpu") -> None:
-        self.device = torch.device(device)
         self.model = to_device(build_network(config, num_landmarks), device).train()
+        self.device = torch.device(device)
         self.latent = quantised_weights(self.model)
         training = config.training
         self.optimizer = make_optimizer(self.model, training, training.learning_rate)

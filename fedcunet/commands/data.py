@@ -74,7 +74,9 @@ def show(
     data: Data = None,
     subset: Subset = "train",
     count: Annotated[int, typer.Option("--count", min=1, help="How many crops.")] = 24,
-    size: Annotated[int, typer.Option("--size", min=8, help="Side of a crop in pixels.")] = 64,
+    size: Annotated[
+        int, typer.Option("--size", min=8, max=1024, help="Side of a crop in pixels.")
+    ] = 64,
     augment: Annotated[bool, typer.Option("--augment", help="As in training.")] = False,
     seed: Seed = 0,
 ) -> None:

@@ -26,6 +26,7 @@ from fedcunet.files import write_atomically
 from fedcunet.training.checkpoint import load_checkpoint, to_device
 from fedcunet.training.evaluation import predict_batches
 
+MAX_BOX = 1e5  # pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
@@ -101,11 +102,11 @@ def _unlabelled(path: Path, scheme: LandmarkScheme, box: str | None) -> Annotati
             x, y, box_width, box_height = map(float, box.split(","))
         except ValueError:
             raise UserError(f"--box: expected x,y,w,h, found '{box}'") from None
-        sides = box_width > 0 and box_height > 0
+        sides = 1 <= box_width <= MAX_BOX and 1 <= box_height <= MAX_BOX
         if not (sides and x < width and y < height and x + box_width > 0 and y + box_height > 0):
             raise UserError(
-                f"--box {box}: expected a box with an area that meets {path}, "
-                f"{width}x{height} pixels"
+                f"--box {box}: expected a box that meets {path}, {width}x{height} pixels, "
+                f"with sides of 1 to {MAX_BOX:g} pixels"
             )
         corners = (x, y, box_width, box_height)
     return Annotation(

@@ -66,7 +66,7 @@ class QuantConfig:
     def spec(self) -> QuantSpec:
         """The checked specification that the quantised layers take."""
         parts = self.bits.replace(" ", "").split(",")
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        if len(parts) != 3 or not all(part.isdecimal() and len(part) < 4 for part in parts):
             raise UserError(
                 f"bits: expected three whole numbers I,W,G such as 8,1,8, found '{self.bits}'"
             )

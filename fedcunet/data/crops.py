@@ -247,6 +247,7 @@ class CropSubset:
 
     def __init__(self, crops: Crops, members: Sequence[int]) -> None:
         self._crops = crops
+        self.size = crops.size
         self.flip_order = crops.flip_order
         self._members = [int(member) for member in members]
 

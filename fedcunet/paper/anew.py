@@ -16,7 +16,7 @@ from fedcunet.files import json_text, write_atomically
 from fedcunet.memory import compare_with_naive
 from fedcunet.paper.budget import Budget, Plan, limited, make_plans
 from fedcunet.paper.report import RowReport, make_report, markdown
-from fedcunet.paper.running import RowResult, check_setting, is_finished, train_row
+from fedcunet.paper.running import RowResult, check_setting, is_finished, read_json, train_row
 from fedcunet.paper.tables import Table
 from fedcunet.training.evaluation import evaluate_mean_shape
 
@@ -169,8 +169,7 @@ def _memory(job: _Job, num_landmarks: int, listener: Listener) -> dict[str, Any]
     """The step's measured cost beside naive float32, kept in the row's folder."""
     path = job.out / MEMORY
     if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
+        return read_json(path)
     listener.memory(job.plan.name)
     torch.set_num_threads(job.config.training.threads)
     cost = dict(compare_with_naive(job.config, num_landmarks, repeats=1))

@@ -76,7 +76,7 @@ def make_report(
     for row in rows:
         key = row.plan.row.key
         entry = _entry(table, row)
-        entry |= {"ratio": ours[key] / ours[reference], "rank": own_ranks[key]}
+        entry |= {"ratio": _ratio(ours[key], ours[reference]), "rank": own_ranks[key]}
         entry["paper"] |= {
             "ratio": _ratio(papers[key], papers[reference]),
             "rank": paper_ranks[key],
@@ -149,7 +149,7 @@ def _entry(table: Table, row: RowReport) -> dict[str, Any]:
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
-    return None if value is None or reference is None else value / reference
+    return None if value is None or not reference else value / reference
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

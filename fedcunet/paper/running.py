@@ -101,9 +101,7 @@ def check_setting(out: Path, config: RunConfig, sets: tuple[AnnotationSet, Annot
         if (out / LAST).exists() or (out / RESULT).exists():
             raise UserError(f"{out}: expected {SETTING} beside its files; name another --out")
         return
-    found, wanted = (
-        _flat(value) for value in (_read_json(out / SETTING), setting_of(config, sets))
-    )
+    found, wanted = (_flat(value) for value in (read_json(out / SETTING), setting_of(config, sets)))
     changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if changed:
         shown = ", ".join(
@@ -125,7 +123,7 @@ def _flat(setting: Mapping[str, Any]) -> dict[str, Any]:
 
 def _score_training(out: Path, train_set: AnnotationSet, epoch: int) -> None:
     """Adds the accuracy of the last checkpoint on the training images to the row's curve."""
-    curve = _read_json(out / TRAIN_CURVE) if (out / TRAIN_CURVE).exists() else {}
+    curve = read_json(out / TRAIN_CURVE) if (out / TRAIN_CURVE).exists() else {}
     if str(epoch) in curve:
         return
     loaded = load_checkpoint(out / LAST)
@@ -156,7 +154,7 @@ def _result(loaded: Checkpoint, test_set: AnnotationSet, out: Path) -> RowResult
         train_images_per_second=images / seconds,
         test_seconds_per_image=forward_seconds(loaded.model, loaded.config.data.size),
         validation_curve={str(e): line[found.metric_name] for e, line in by_epoch.items()},
-        train_curve=_read_json(out / TRAIN_CURVE) if (out / TRAIN_CURVE).exists() else {},
+        train_curve=read_json(out / TRAIN_CURVE) if (out / TRAIN_CURVE).exists() else {},
     )
 
 
@@ -171,12 +169,13 @@ def _mean_of(
 
 def _read_result(path: Path) -> RowResult:
     try:
-        return RowResult(**_read_json(path))
+        return RowResult(**read_json(path))
     except TypeError as error:
         raise UserError(f"{path}: not a result of this version ({error})") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a row's folder. Raises UserError if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

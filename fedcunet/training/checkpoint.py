@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fedcunet.config import RunConfig
@@ -51,7 +51,20 @@ def save_checkpoint(
         "scheme": scheme.name,
         "facts": json.dumps(dict(facts or {})),
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    write_atomically(path, _in_order(save(tensors, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file whose metadata, which safetensors writes in any order, stand in theirs.
+
+    So the same network is the same file. Format: https://huggingface.co/docs/safetensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -96,7 +109,7 @@ def _table(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
     """The JSON object under `key` of a checkpoint's metadata."""
     try:
         value = json.loads(metadata[key])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         found = repr(metadata[key][:40]) if key in metadata else "nothing"
@@ -135,8 +148,10 @@ def model_bytes(model: nn.Module, config: RunConfig, scheme: LandmarkScheme) -> 
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:
-    """Moves the model; raises UserError if the device is not there."""
+    """Moves the model; raises UserError if the device is not there or holds no values."""
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("expected one that computes")
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device}: {error}") from None

@@ -31,6 +31,7 @@ class Evaluation:
     images_left_out: int = 0  # that cannot be scored; their `error_N` is NaN
 
 
+PIXELS = 2**16  # of a batch that is predicted on
 # What an image needs to be scored, by metric.
 _NEEDED = {
     "nme": "outer eye corners that are apart",
@@ -44,16 +45,17 @@ def predict_batches(
     model: nn.Module,
     crops: Crops | CropSubset,
     *,
-    batch_size: int = 64,
     flip_test: bool = False,
     flip_order: Sequence[int] | None = None,
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Predicts batch by batch, from the last supervised U-Net's heatmaps.
 
+    A batch has 2^16 pixels, or is one crop: its float32 maps are not to take more memory than a
+    training step at low bits.
+
     Args:
         model: on its device.
         crops: what is predicted on, as they are.
-        batch_size: crops of a step; the next are loaded meanwhile.
         flip_test: take the mean of these heatmaps and of those of the mirrored crops, mirrored
             back (Newell et al., ECCV 2016, section 4.1), at twice the time.
         flip_order: of the model's landmarks, where they are not those of the crops.
@@ -67,7 +69,7 @@ def predict_batches(
     model.eval()
     order_K = crops.flip_order if flip_order is None else np.array(flip_order)
     flip_order_K = torch.from_numpy(order_K).to(device)
-    count = len(crops)
+    count, batch_size = len(crops), max(1, PIXELS // crops.size**2)
     plan = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
     for indices, batch in zip(plan, prefetched(crops.batch, plan), strict=True):
         images_B3HW = batch.images_B3HW.to(device, memory_format=torch.channels_last)

@@ -121,17 +121,22 @@ def augmentation_of(data: DataConfig, scheme: LandmarkScheme) -> Augmentation:
 
 
 def batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Cuts `order` into batches; a last batch of one joins the one before it.
+    """Cuts `order` into batches; in a last batch of one the one before it has its last example too.
 
     BatchNorm needs two values a channel, and the neck of a 64-pixel crop is one pixel wide; a
-    single example is taken twice (its augmentations differ).
+    single example is taken twice (its augmentations differ). Of batches of two the last has three,
+    no other is larger than `batch_size`; batches of one, which larger crops may have, stay.
     """
     cut = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
-    if len(cut) > 1 and len(cut[-1]) == 1:
+    if batch_size == 1 or not cut or len(cut[-1]) > 1:
+        return cut
+    if len(cut) == 1:
+        cut[-1] *= 2
+    elif batch_size == 2:
         single = cut.pop()
         cut[-1] += single
-    if cut and len(cut[-1]) == 1:
-        cut[-1] *= 2
+    else:
+        cut[-1].insert(0, cut[-2].pop())
     return cut
 
 
@@ -191,6 +196,7 @@ def train_pass(
         order += generator.permutation(len(crops)).tolist()
     plan = batches(order[:wanted], batch_size)
     model.train()
+    optimizer.zero_grad(set_to_none=True)
     if freeze_norm:
         freeze_norms(model)
     losses = []
@@ -211,9 +217,9 @@ def train_pass(
                 sigma=sigma,
             )
             loss = supervised_loss(model(images_B3HW), supervisions, targets, labelled_BK)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # they are not kept beside the next maps
             clamp_latent_weights(latent)
             losses.append(float(loss.detach()))
             if not np.isfinite(losses[-1]):

@@ -6,6 +6,7 @@ Convolutional Part Heatmap Regression", ECCV 2016, arXiv 1609.01743).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +94,30 @@ def regression_loss(
     weight_BK11 = labelled_BK[:, :, None, None].to(target_BKSS.dtype)
     count = (weight_BK11.sum() * target_BKSS.shape[-2] * target_BKSS.shape[-1]).clamp(min=1)
     losses = [
-        ((predicted_BKSS - target_BKSS).square() * weight_BK11).sum() / count
+        _SquaredError.apply(predicted_BKSS, target_BKSS, weight_BK11) / count  # type: ignore[no-untyped-call]
         for predicted_BKSS in heatmaps_BKSS
     ]
     return torch.stack(losses).sum()
+
+
+class _SquaredError(torch.autograd.Function):
+    """Sum of weighted squared errors; keeps the heatmaps, and makes the errors again for gradients.
+
+    Autograd would keep the errors of all U-Nets beside their heatmaps. Values and gradients are the
+    same to the bit.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted_BKSS: Tensor, target_BKSS: Tensor, weight_BK11: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(predicted_BKSS, target_BKSS, weight_BK11)
+        return (predicted_BKSS - target_BKSS).square_().mul_(weight_BK11).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        predicted_BKSS, target_BKSS, weight_BK11 = ctx.saved_tensors
+        return (predicted_BKSS - target_BKSS).mul_(2).mul_(gradient * weight_BK11), None, None
 
 
 def detection_loss(

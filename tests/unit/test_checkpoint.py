@@ -57,6 +57,17 @@ def test_checkpoint_gives_network_and_setting_back(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_the_same_network_is_the_same_file_each_time(tmp_path: Path) -> None:
+    model, files = build_network(CONFIG, 68), set()
+    for number in range(8):  # safetensors alone has 24 orders of the metadata
+        path = tmp_path / f"{number}.safetensors"
+        save_checkpoint(path, model, CONFIG, FACE68, {"round": "3", "größe": "ä"})
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    assert load_checkpoint(path).facts == {"round": "3", "größe": "ä"}
+    assert int.from_bytes(files.pop()[:8], "little") % 8 == 0  # tensors stay aligned
+
+
 def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError, match="not found"):
@@ -75,6 +86,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
         ("config", None, "config, found nothing"),
         ("config", "{", "config, found '{'"),
         ("facts", "[]", "facts, found '[]'"),
+        ("config", 200_000 * "[", "config, found '[[["),
     ],
 )
 def test_a_checkpoint_with_odd_metadata_is_refused_in_a_line(

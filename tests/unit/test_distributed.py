@@ -96,7 +96,7 @@ def test_a_resumed_training_goes_on_with_what_coding_lost_and_with_its_exchange(
 class _Crops(list[int]):
     """As many crops as there are numbers."""
 
-    flip_order = None
+    flip_order, size = None, 64
 
 
 def test_shares_are_equal_disjoint_and_new_each_epoch(seed: int) -> None:

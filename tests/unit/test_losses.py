@@ -77,6 +77,41 @@ def test_only_the_targets_that_are_asked_for_are_made() -> None:
     assert torch.equal(both["detection"], disc_heatmaps(points, mark, side=8, stride=4, radius=3.0))
 
 
+def test_squared_errors_and_their_gradients_are_autograds_to_the_bit() -> None:
+    torch.manual_seed(0)
+    shape, labelled = (3, 5, 8, 8), torch.rand(3, 5) < 0.7
+    target = torch.rand(shape)
+    found, plain = ([torch.randn(shape, requires_grad=True) for _ in range(2)] for _ in range(2))
+    for ours, theirs in zip(found, plain, strict=True):
+        theirs.data.copy_(ours.data)
+    weight = labelled[:, :, None, None].float()
+    count = weight.sum() * 64
+    losses = [((one - target).square() * weight).sum() / count for one in plain]
+    loss = regression_loss(found, target, labelled)
+    assert torch.equal(loss, torch.stack(losses).sum())
+    (3 * loss).backward()
+    (3 * torch.stack(losses).sum()).backward()
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_loss_keeps_nothing_beside_the_heatmaps() -> None:
+    kept: list[Tensor] = []
+    heatmaps = [torch.randn(2, 5, 8, 8, requires_grad=True) * 1 for _ in range(3)]
+    target, labelled = torch.rand(2, 5, 8, 8), torch.ones(2, 5, dtype=torch.bool)
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        regression_loss(heatmaps, target, labelled)
+    known = {tensor.data_ptr() for tensor in [*heatmaps, target]}
+    assert [one.shape for one in kept if one.numel() > 10 and one.data_ptr() not in known] == []
+
+
 def test_cross_entropy_by_hand() -> None:
     target = torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]])
     logits = [torch.tensor([[[[0.0, 2.0]], [[50.0, -3.0]]]]), torch.zeros(1, 2, 1, 2)]

@@ -78,7 +78,7 @@ def test_a_pass_with_frozen_norms_keeps_their_statistics(root: Path, storage: st
             model,
             crops,
             optimizer,
-            batch_size=1,
+            batch_size=2,
             num_epochs=1,
             sigma=1.0,
             augmentation=None,

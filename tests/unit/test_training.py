@@ -65,10 +65,38 @@ def test_a_schedule_that_cannot_be_read_is_refused(schedule: str) -> None:
         rate_factor(schedule, epoch=0, num_epochs=1, is_face=True)
 
 
-def test_no_batch_has_one_example() -> None:
-    assert batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4, 5]]
+def test_no_batch_has_one_example_unless_all_have_and_none_more_than_was_measured() -> None:
     assert batches([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
+    assert batches([1, 2, 3, 4, 5, 6, 7], 3) == [[1, 2, 3], [4, 5], [6, 7]]
+    assert batches([1, 2, 3, 4, 5], 3) == [[1, 2, 3], [4, 5]]
+    assert batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4, 5]]  # there is no other way
     assert batches([7], 2) == [[7, 7]]
+    assert batches([7, 8, 9], 1) == [[7], [8], [9]]
+    assert batches([], 2) == []
+
+
+def test_no_gradient_of_a_step_is_kept_beside_the_maps_of_the_next(faces: Path) -> None:
+    """As in the step that is measured, on whose peak a device's memory is planned."""
+    model = build_network(CONFIG, 68)
+    kept: list[int] = []
+
+    def look(*_: object) -> None:
+        kept.append(sum(one.grad is not None for one in model.parameters()))
+
+    model.register_forward_pre_hook(look)
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))  # of whoever before
+    train_pass(
+        model,
+        crops_of(faces, "train"),
+        make_optimizer(model, TrainingConfig(optimizer="adam"), 1e-3),
+        batch_size=2,
+        num_epochs=1,
+        sigma=1.0,
+        augmentation=None,
+        seed=(0,),
+    )
+    look()
+    assert kept == [0, 0, 0, 0]
 
 
 def test_loss_is_summed_over_heads_and_leaves_unlabelled_landmarks_out() -> None:
@@ -96,7 +124,7 @@ def trained(root: Path, seed: tuple[int, ...]) -> tuple[str, float]:
         augmentation=augmentation_of(CONFIG.data, FACE68),
         seed=seed,
     )
-    assert (result.num_examples, result.num_steps) == (9, 2)
+    assert (result.num_examples, result.num_steps) == (9, 3)
     return tensors_sha256(model), result.loss
 
 

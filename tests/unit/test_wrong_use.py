@@ -23,6 +23,9 @@ WRONG = {
     "unknown data set": ("fedcunet train --data coco --root {r} --out {r}/o", "coco"),
     "unknown model": (f"{TRAIN} --root {{r}} --model vgg", "of dunet, stacked, found 'vgg'"),
     "unknown device": (f"{TRAIN} --root {{r}} --device gpu7", "gpu7"),
+    "device without values": (f"{TRAIN} --root {{r}} --device meta", "meta: expected one that"),
+    "unknown device to measure on": ("fedcunet memory --unets 1 --device gpu", "device gpu"),
+    "bits beyond all": (f"{TRAIN} --root {{r}} --bits 8,1,{5000 * '8'}", "three whole numbers"),
     "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
     "one folder for two data sets": (
         "fedcunet train --data lsp+mpii --root {r} --out {r}/o --size 64",
