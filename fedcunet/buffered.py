@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
 from fedcunet.records import UNAVAILABLE, BadReply, Reply, is_machine_fault
 from fedcunet.replies import RoundReplies
@@ -47,13 +48,7 @@ class BufferedServer(Server):
 
     def _check_clients(self) -> None:
         """As of `Server`; of a run that goes on, answers of clients that are gone are dropped."""
-        count = num_wanted(self.config, len(self.clients))
-        if count < self.config.federation.buffer_size:
-            raise UserError(
-                f"federation.buffer-size: expected at most {count}, the clients that are at work "
-                f"({self.config.federation.fraction:g} of {len(self.clients)}, "
-                f"federation.fraction), found {self.config.federation.buffer_size}"
-            )
+        check_buffer(self.config, len(self.clients))
         self.at_work = [answer for answer in self.at_work if answer.client in self.clients]
         heapq.heapify(self.at_work)
 
@@ -164,3 +159,14 @@ class BufferedServer(Server):
                 reply = BadReply(reason=values["bad"][0], detail=values["bad"][1])
             place = (values["seconds"], values["client"], values["started"])
             heapq.heappush(self.at_work, _Answer(*place, reply, values["bytes_down"]))
+
+
+def check_buffer(config: RunConfig, num_clients: int) -> None:
+    """Raises UserError if the buffer would never fill: fewer clients are at work."""
+    count, federation = num_wanted(config, num_clients), config.federation
+    if federation.mode == "buffered" and count < federation.buffer_size:
+        raise UserError(
+            f"federation.buffer-size: expected at most {count}, the clients that are at work "
+            f"({federation.fraction:g} of {num_clients}, federation.fraction), found "
+            f"{federation.buffer_size}"
+        )

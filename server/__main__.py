@@ -45,10 +45,19 @@ def start(
         str, typer.Option("--listen", help="HOST:PORT for clients; 0.0.0.0:PORT for all networks.")
     ] = "127.0.0.1:9092",
     control_port: Annotated[
-        int, typer.Option("--control-port", help="On loopback, for the commands of this machine.")
+        int,
+        typer.Option(
+            "--control-port",
+            min=1,
+            max=65535,
+            help="On loopback, for the commands of this machine.",
+        ),
     ] = 8000,
     health_port: Annotated[
-        int, typer.Option("--health-port", help="On loopback, grpc.health.v1 without TLS.")
+        int,
+        typer.Option(
+            "--health-port", min=1, max=65535, help="On loopback, grpc.health.v1 without TLS."
+        ),
     ] = 9095,
     authority: Annotated[
         Path | None, typer.Option("--ca", help="Certificate that clients check the server against.")

@@ -2,6 +2,8 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
+import functools
+import logging
 import re
 import secrets
 import shutil
@@ -51,6 +53,12 @@ from server.recorder import RunRecorder, finished, known_state
 from server.run_folders import RUNS_DIR
 
 app = ServerApp()
+
+logger = logging.getLogger(__name__)
+
+MOST_PROBLEMS = 5  # of a subset's images that are named
+# What becomes of replies where nothing is wrong.
+USUAL = ("accepted", "late", UNAVAILABLE)
 
 
 class Display(Protocol):
@@ -168,7 +176,8 @@ def serve(
     # In a simulation the clients' state lies on this machine. A run that was stopped may go on.
     shutil.rmtree(Path(config.federation.state_dir) / server.token, ignore_errors=True)
     if not summary["rounds_committed"]:
-        raise RunFailure(f"run {out}: no round was committed; {run.first_problem}")
+        why = run.first_problem or "see its clients.jsonl"
+        raise RunFailure(f"run {out}: no round was committed; {why}")
     return summary
 
 
@@ -199,6 +208,16 @@ def read_subsets(config: RunConfig) -> tuple[AnnotationSet, AnnotationSet]:
     return train_set, test_set
 
 
+@functools.cache
+def _tell(subset: str, problems: tuple[str, ...]) -> None:
+    """Warns of what is odd in a subset, once however many settings are run on it."""
+    for problem in problems[:MOST_PROBLEMS]:
+        logger.warning("%s: %s", subset, problem)
+    if len(problems) > MOST_PROBLEMS:
+        more = len(problems) - MOST_PROBLEMS
+        logger.warning("%s: %d more; see fedcunet data check", subset, more)
+
+
 def _token(name: str) -> str:
     """What names a run where clients keep their state, in the letters that they take."""
     return re.sub("[^A-Za-z0-9-]", "-", f"{name}-{secrets.token_hex(4)}")[-64:]
@@ -218,6 +237,8 @@ class TestData:
     def load(cls, config: RunConfig) -> "TestData":
         """Reads the setting's subsets. Raises UserError if one has no images."""
         train_set, test_set = read_subsets(config)
+        for found in (train_set, test_set):
+            _tell(found.subset, found.problems)
         train_crops, crops = (crops_of(config.data, found) for found in (train_set, test_set))
         baseline = evaluate_mean_shape(train_crops, test_set, crops)
         return cls(data=test_set, crops=crops, baseline=baseline)
@@ -268,9 +289,10 @@ class _Run:
     ) -> None:
         scheme = self._test_data.data.scheme
         evaluation = None
-        refused = next((client for client in clients if client.outcome != "accepted"), None)
+        refused = next((client for client in clients if client.outcome not in USUAL), None)
         if refused is not None and not self.first_problem:
             self.first_problem = f"client {refused.client}: {refused.outcome}: {refused.detail}"
+            logger.warning("round %d, %s", line.round, self.first_problem)
         if line.outcome == "committed":
             set_vector(self.model, state_N)
             self._recorder.checkpoint(self.model, scheme, line.round)

@@ -57,7 +57,8 @@ class RunRecorder:
 
     def __init__(self, folder: Path, config: RunConfig, *, resume: bool = False) -> None:
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
-            raise UserError(f"run folder {folder}: expected an empty or new folder, found files")
+            found = "files" if folder.is_dir() else "a file"
+            raise UserError(f"run folder {folder}: expected an empty or new folder, found {found}")
         self.folder = folder
         with ExitStack() as stack:
             stack.enter_context(held(folder))
@@ -241,7 +242,13 @@ class RunRecorder:
             if path.exists():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 whole = [line for line in lines if line.endswith("\n")]
-                write_atomically(path, "".join(line for line in whole if _holds(line, last_round)))
+                try:
+                    kept = [line for line in whole if _holds(line, last_round)]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{path}: expected a JSON object in each line: {error}"
+                    ) from None
+                write_atomically(path, "".join(kept))
 
     def examples(
         self,

@@ -29,7 +29,11 @@ def chosen_folder(out: Path | None, name: str, *, resume: bool) -> Path:
         out = RUNS_DIR / (f"{name}-{number}" if number > 1 else name)
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not resume:
-        raise UserError(f"folder {out}: expected an empty or new folder, found files")
+        if not out.is_dir():
+            raise UserError(f"folder {out}: expected an empty or new folder, found a file")
+        has_run = any((out / name).exists() for name in ("config.toml", "table.json"))
+        what = "a run (--resume goes on with it)" if has_run else "files"
+        raise UserError(f"folder {out}: expected an empty or new folder, found {what}")
     if resume and not taken:
         raise UserError(f"folder {out}: expected a run to resume, found none")
     return out

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedcunet.buffered import check_buffer
 from fedcunet.commands.errors import run_app
 from fedcunet.config import RunConfig
 from fedcunet.data import DATASETS
@@ -46,7 +47,9 @@ RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Number of ro
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a value of the setting: federation.partition=activity."),
+    typer.Option(
+        "--set", help="Change a value: federation.partition=activity; again for more of them."
+    ),
 ]
 EngineOption = Annotated[
     str, typer.Option("--engine", help="ray: worker processes; loopback: this process alone.")
@@ -60,7 +63,8 @@ AddressOption = Annotated[
     str | None, typer.Option("--ray-address", help="Join this Ray cluster.", envvar="RAY_ADDRESS")
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run folder; new under .fedcunet/runs by default.")
+    Path | None,
+    typer.Option("--out", help="Folder to make; by default a new one under .fedcunet/runs."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON value on standard output, and no table.")
@@ -234,6 +238,7 @@ def _check(config: RunConfig) -> None:
     train_set, _ = read_subsets(config)
     deal(train_set.annotations, federation, num_clients=federation.clients, seed=config.seed)
     check_breakdown(config, federation.clients)
+    check_buffer(config, federation.clients)
     check_accountant(config.privacy)
 
 

@@ -76,7 +76,7 @@ ALLOWED = {
     },
     "exchange": {"records"},
     "roster": {"exchange", "records", "terms", "config", "errors"},
-    "buffered": {"rounds", "replies", "records", "terms", "saved", "errors"},
+    "buffered": {"config", "rounds", "replies", "records", "terms", "saved", "errors"},
     "rounds": {
         "exchange",
         "roster",

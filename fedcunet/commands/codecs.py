@@ -39,11 +39,13 @@ def encode(
         str, typer.Option("--codec", help=f"How to code it: {', '.join(CODECS)}.")
     ] = "eden",
     bits: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--bits", help="Bits per value, in the codec's range; `fedcunet codecs` shows them."
+            "--bits",
+            help="Bits per value, in the codec's range; `fedcunet codecs` shows them.",
+            show_default="2, or the nearest that the codec has",
         ),
-    ] = 2,
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", help="Of all randomness: the same seed gives the same bytes.")
     ] = 0,
@@ -53,6 +55,10 @@ def encode(
     The payload (OUT.bin) holds all that decoding needs: header, scales, packed codes, checksum.
     """
     vector = load_vector(source)
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target}: expected another file than the vector")
+    known = get_codec(codec)
+    bits = min(max(2, known.min_bits), known.max_bits) if bits is None else bits
     blob = pack(vector, vector_payload(vector.size, codec, bits, seed))
     write_output(target, blob)
     shown = f"{bits_per_parameter(blob, Layout.vector(vector.size)):.4f}" if vector.size else "-"
@@ -76,6 +82,8 @@ def decode(
     admitted = open_vector(blob)
     if isinstance(admitted, Rejection):
         raise UserError(f"{source}: refused, {admitted.reason}: {admitted.detail}")
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target}: expected another file than the payload")
     try:
         vector = admitted.decode()
     except Refused as error:

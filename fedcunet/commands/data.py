@@ -27,8 +27,8 @@ app.command("partition")(partition_command)
 @make_app.command("faces")
 def make_faces_command(
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
-    num_train: Annotated[int, typer.Option("--num-train", help="Training faces.")] = 720,
-    num_test: Annotated[int, typer.Option("--num-test", help="Test faces.")] = 160,
+    num_train: Annotated[int, typer.Option("--num-train", min=3, help="Training faces.")] = 720,
+    num_test: Annotated[int, typer.Option("--num-test", min=3, help="Test faces.")] = 160,
     seed: Seed = 0,
 ) -> None:
     """Draw procedural faces with 68 landmarks, in the folders of 300-W."""

@@ -21,6 +21,8 @@ def run_app(app: typer.Typer, program: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = app(standalone_mode=False, prog_name=program) or DONE
+        if code == INTERRUPTED:  # Typer's own answer to Ctrl-C says nothing
+            _say(program, "interrupted", code)
     except click.ClickException as error:  # wrong options and arguments
         error.show()
         code = error.exit_code

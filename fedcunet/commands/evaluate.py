@@ -35,7 +35,10 @@ def evaluate(
     data: DataOption,
     root: RootOption,
     subset: Annotated[
-        str, typer.Option("--subset", help="test, common, challenge, or a folder.")
+        str,
+        typer.Option(
+            "--subset", help="test; faces also common, challenge, full, private, a folder."
+        ),
     ] = "test",
     boxes: BoxesOption = "landmarks",
     flip_test: FlipTestOption = False,
@@ -73,7 +76,8 @@ def evaluate(
     if as_json:
         print(json_text(result))
         return
-    table = Table(title=f"{checkpoint} on {data} '{subset}'", box=None, show_header=False)
+    title = f"{checkpoint} on {test_set.name} '{subset}'"
+    table = Table(title=title, box=None, show_header=False)
     names = [key for key in result if key != "per_landmark" and result[key] is not None]
     for name in names:
         value = result[name]

@@ -44,7 +44,9 @@ def sizes(
     order: OrderOption = None,
     supervisions: SupervisionsOption = 0,
     iterative: IterativeOption = False,
-    landmarks: Annotated[int, typer.Option("--landmarks", help="68: faces, 16: MPII.")] = 16,
+    landmarks: Annotated[
+        int, typer.Option("--landmarks", min=1, max=1000, help="68: faces, 16: MPII.")
+    ] = 16,
     bits: Annotated[str, typer.Option("--bits", help="Inputs, weights, gradients.")] = "32,1,32",
     alpha: Annotated[bool, typer.Option("--alpha", help="A scale for each filter.")] = False,
     as_json: JsonOption = False,

@@ -50,7 +50,7 @@ CheckpointOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 BoxesOption = Annotated[
-    str, typer.Option("--boxes", help="Faces: landmarks (square box x 1.25) or given.")
+    str, typer.Option("--boxes", help="Faces: landmarks (square box x 1.25), given, ground-truth.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 

@@ -165,6 +165,16 @@ _SizeOption = Annotated[int, typer.Option("--size", help="Side of the crops, n x
 _BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")]
 _ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Of torch.")]
 _OutOption = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+# Every table takes these; what nothing is trained for does without them.
+_DataOption = Annotated[
+    str | None, typer.Option("--data", help="No effect: nothing is trained here.")
+]
+_RootOption = Annotated[
+    str | None, typer.Option("--root", help="No effect: nothing is trained here.")
+]
+_EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", help="No effect: nothing is trained here.")
+]
 
 
 @app.command()
@@ -176,6 +186,9 @@ def table6(
         int | None, typer.Option("--max-unets", help="Only count networks with more U-Nets.")
     ] = None,
     out: _OutOption = Path(".fedcunet/paper/table6"),
+    data: _DataOption = None,
+    root: _RootOption = None,
+    epochs: _EpochsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Table 6, section 4.5: parameters and model size beside the paper's; speed measured here.
@@ -185,6 +198,7 @@ def table6(
 
     Example: fedcunet paper table6 --size 128
     """
+    _say_unused(data, root, epochs)
     rows = measure_networks(
         size=size, batch_size=batch_size, threads=threads, max_unets=max_unets, tell=_tell
     )
@@ -204,6 +218,9 @@ def fig5(
     batch_size: _BatchOption = 4,
     threads: _ThreadsOption = DEFAULTS.threads,
     out: _OutOption = Path(".fedcunet/paper/fig5"),
+    data: _DataOption = None,
+    root: _RootOption = None,
+    epochs: _EpochsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Figure 5, section 4.3: measured training memory by number of U-Nets, naive and recomputing.
@@ -213,6 +230,7 @@ def fig5(
 
     Example: fedcunet paper fig5 --max-unets 4 --size 64
     """
+    _say_unused(data, root, epochs)
     lines, room = measure_depths(
         max_unets=max_unets, size=size, batch_size=batch_size, threads=threads, tell=_tell
     )
@@ -227,6 +245,13 @@ def fig5(
         "networks measured; paper: 9 and 16 in 12 GB at 256x256, batch 16",
     ]
     _finish(report, depths_table(lines, range(2, max_unets + 1)), notes, out, as_json)
+
+
+def _say_unused(data: str | None, root: str | None, epochs: int | None) -> None:
+    given = {"--data": data, "--root": root, "--epochs": epochs}
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        print(f"{', '.join(unused)}: no effect, nothing is trained here", file=sys.stderr)
 
 
 def _tell(what: str) -> None:

@@ -55,7 +55,9 @@ def train(
     bits: Annotated[
         str, typer.Option("--bits", help="Inputs, weights, gradients: 8,1,8 or 32,32,32.")
     ] = "32,32,32",
-    alpha: Annotated[bool, typer.Option("--alpha", help="Scale binary filters.")] = False,
+    alpha: Annotated[
+        bool, typer.Option("--alpha", help="A scale for each filter of 1 or 2 bits.")
+    ] = False,
     input_quantizer: Annotated[
         str,
         typer.Option("--input-quantizer", help="source, ranged, or paper (its literal form)."),

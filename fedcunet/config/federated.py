@@ -52,7 +52,7 @@ class UpdateConfig:
         return parse_device_bits(self.bits_by_device).get(kind_of(device), self.bits)
 
     def __post_init__(self) -> None:
-        check_codec_bits(get_codec(self.codec), self.bits)
+        _check_codec("update", self.codec, self.bits)
         for name, bits in parse_device_bits(self.bits_by_device).items():
             try:
                 check_codec_bits(get_codec(self.codec), bits)
@@ -80,7 +80,7 @@ class DownlinkConfig:
         return self.codec != "float32"
 
     def __post_init__(self) -> None:
-        check_codec_bits(get_codec(self.codec), self.bits)
+        _check_codec("downlink", self.codec, self.bits)
         if self.snapshot_bits != 32:
             check_range("downlink.snapshot-bits", self.snapshot_bits, 4, 8)
         if self.coded and self.bits > self.snapshot_bits:
@@ -210,3 +210,15 @@ class PrivacyConfig:
         check_range("privacy.delta", self.delta, 1e-30, 0.1)
         if self.noise_multiplier and not self.enabled:
             raise UserError("privacy.noise-multiplier: expected a privacy.clip-norm too, found 0")
+
+
+def _check_codec(section: str, codec: str, bits: float) -> None:
+    """Raises UserError, naming the key, unless there is the codec and it has these bits."""
+    for key, check in (
+        ("codec", lambda: get_codec(codec)),
+        ("bits", lambda: check_codec_bits(get_codec(codec), bits)),
+    ):
+        try:
+            check()
+        except UserError as error:
+            raise UserError(f"{section}.{key}: {error}") from None

@@ -1,7 +1,5 @@
 """How a schedule of learning rates is written."""
 
-import math
-
 from fedcunet.errors import UserError
 
 NAMED = ("paper", "constant", "cosine")
@@ -20,7 +18,7 @@ def parse_schedule(schedule: str) -> tuple[tuple[float, float], ...]:
         steps = tuple((float(start), float(factor)) for start, factor in pairs)
     except ValueError:
         steps = ()
-    if not steps or not all(start >= 0 and 0 < factor < math.inf for start, factor in steps):
+    if not steps or not all(start >= 0 and 0 < factor <= 1e6 for start, factor in steps):
         raise UserError(
             f"training.schedule: expected {', '.join(NAMED)} or epoch:factor pairs such as "
             f"30:0.2,60:0.5, found '{schedule}'"

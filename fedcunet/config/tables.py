@@ -16,7 +16,8 @@ Section = TypeVar("Section")
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raises UserError unless low <= value <= high (never for NaN)."""
     if not low <= value <= high:
-        raise UserError(f"{name}: expected {low:g} to {high:g}, found {value!r}")
+        bounds = (str(one) if isinstance(one, int) else f"{one:g}" for one in (low, high))
+        raise UserError(f"{name}: expected {' to '.join(bounds)}, found {value!r}")
 
 
 def typed(text: str) -> Scalar:

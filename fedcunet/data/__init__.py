@@ -76,6 +76,9 @@ def _load_several(names: list[str], roots: list[str], subset: str, boxes: str) -
             f"data set {'+'.join(names)}: left and right are the picture's in lsp-oc and the "
             "person's in all others; expected lsp"
         )
+    for name in names:
+        if name not in DATASETS:
+            raise UserError(f"data set: expected one of {', '.join(DATASETS)}, found {name!r}")
     wanted = len(names) if subset in ("train", "all") else 1
     pairs = list(zip(names, roots, strict=True))[:wanted]
     return mixed([load(name, root, subset, boxes=boxes) for name, root in pairs], subset)

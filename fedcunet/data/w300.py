@@ -93,6 +93,7 @@ def load_300w(
         given = {} if boxes == "landmarks" else _given_boxes(root, folder, boxes)
         without_box = 0
         unscored: list[str] = []
+        damaged: list[str] = []
         for image, pts in pairs:
             photo = photo_key(folder, image.stem)
             if folder in _TRAIN and photo in test_photos:
@@ -101,12 +102,18 @@ def load_300w(
                     f"({test_photos[photo]}); left out of training"
                 )
                 continue
-            points_K2 = read_pts(pts)
+            try:
+                points_K2 = read_pts(pts)
+            except UserError as error:
+                damaged.append(str(error))
+                continue
             if (points_K2[36] == points_K2[45]).all():
                 unscored.append(image.name)
             box = given.get(_squeezed(image.stem))
             without_box += boxes != "landmarks" and box is None
             annotations.append(_annotation(image, points_K2, box, folder, photo))
+        if damaged:  # all are named at once, to be mended at once
+            raise UserError("; ".join(damaged[:_LISTED_NAMES]) + _and_more(len(damaged)))
         if without_box:
             problems.append(
                 f"{folder}: {without_box} of {len(pairs)} faces have no given box; "
@@ -181,6 +188,10 @@ def photo_key(folder: str, stem: str) -> str:
     if top == "ibug" and (match := re.match(r"image_[0-9]+", stem)):
         return f"{top}/{match.group()}"
     return f"{folder}/{stem}"
+
+
+def _and_more(count: int) -> str:
+    return f"; and {count - _LISTED_NAMES} more" if count > _LISTED_NAMES else ""
 
 
 def _annotation(

@@ -106,7 +106,7 @@ def train_network(
         first_epoch, best = 1, None
         if resume:
             first_epoch, best = _resume(out, model, config, team)
-        elif (out / LAST).exists():
+        elif (out / LAST).exists() or (out / BEST).exists():
             raise UserError(
                 f"{out}: holds a training already; go on with --resume, or name another"
             )

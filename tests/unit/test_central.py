@@ -122,6 +122,9 @@ def test_an_earlier_training_is_not_overwritten(faces: Path, tmp_path: Path) -> 
             tmp_path,
             resume=True,
         )
+    (tmp_path / LAST).unlink()  # the best of somebody's training is left
+    with pytest.raises(UserError, match="holds a training already"):
+        central(faces, tmp_path, epochs=1)
 
 
 def test_two_processes_do_not_train_in_one_folder(faces: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fedcunet.codecs import CODECS
 from fedcunet.commands import codecs as commands
 from fedcunet.errors import UserError
 
@@ -61,6 +62,20 @@ def test_encode_and_decode_bring_a_vector_back_from_the_payload_alone(
         < {"eden": 0.2, "trellis": 0.15, "linear": 1e-3, "float32": 1e-30}[codec]
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.npy", "gone.npy", "out.bin"]
+
+
+def test_a_codec_has_bits_of_its_own_by_default_and_no_file_is_read_and_written(
+    vector_file: Path, tmp_path: Path
+) -> None:
+    before = vector_file.read_bytes()
+    assert "expected another file than the vector" in user_error_of(
+        "encode", vector_file, vector_file
+    )
+    assert vector_file.read_bytes() == before
+    blob = tmp_path / "out.bin"
+    for codec in CODECS:
+        invoke("encode", "--codec", codec, vector_file, blob)
+    assert "expected another file than the payload" in user_error_of("decode", blob, blob)
 
 
 def test_vectors_of_any_float_type_and_byte_order_and_empty_ones_are_taken(tmp_path: Path) -> None:

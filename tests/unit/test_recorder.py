@@ -67,6 +67,20 @@ def test_lines_after_the_last_save_are_cut_off_and_those_of_the_final_test(tmp_p
     assert resumed.client_figures["evaluation_bytes_down"] == 3 * 13
 
 
+@pytest.mark.parametrize("text", ["garbage", "3", "{}"])
+def test_a_damaged_line_of_a_run_that_goes_on_is_named(tmp_path: Path, text: str) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.round(line(1), [], None, None)
+    recorder.save({"server": Saved(facts={"round": 1})})
+    recorder.close()
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_text() + text + "\n"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: expected a JSON object in each line"):
+        RunRecorder(tmp_path, RunConfig(), resume=True)
+    assert path.read_text() == content
+
+
 def test_a_round_that_is_done_again_has_one_point_in_tensorboard_and_time_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -1,5 +1,6 @@
 """The 300-W reader: every oddity known from files in circulation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,20 @@ def test_the_flip_table_is_the_reflection_of_real_faces(data_root: Path) -> None
 def test_the_lower_lip_changes_places_as_it_stands() -> None:
     # A table in circulation has (59, 57) and (58, 56) here.
     assert [FACE68.flip_order[k] for k in range(54, 61)] == [48, 59, 58, 57, 56, 55, 64]
+
+
+def test_all_damaged_points_of_a_folder_are_named_at_once(make_300w: Callable[..., Path]) -> None:
+    root = make_300w({"helen/trainset": [f"{number}_1.jpg" for number in range(9)]})
+    for number in range(7):
+        (root / f"helen/trainset/{number}_1.pts").write_text("1 2")
+    with pytest.raises(UserError) as refusal:
+        load("300w", root, "train")
+    text = str(refusal.value)
+    named = [f"{number}_1.pts: expected 68 points, found 1" in text for number in range(7)]
+    assert named == [True] * 5 + [False] * 2
+    assert text.endswith("; and 2 more")
+
+
+def test_each_of_several_data_sets_must_be_one_whatever_is_read_of_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected one of .*, found 'foo'"):
+        load("300w+foo", f"{tmp_path},{tmp_path}", "test")

@@ -26,6 +26,20 @@ WRONG = {
     "device without values": (f"{TRAIN} --root {{r}} --device meta", "meta: expected one that"),
     "unknown device to measure on": ("fedcunet memory --unets 1 --device gpu", "device gpu"),
     "bits beyond all": (f"{TRAIN} --root {{r}} --bits 8,1,{5000 * '8'}", "three whole numbers"),
+    "buffer that never fills": (
+        f"{RUN} --set federation.mode=buffered --set federation.buffer-size=500",
+        "federation.buffer-size: expected at most",
+    ),
+    "codec of the downlink": (f"{RUN} --set downlink.codec=edn", "downlink.codec: unknown codec"),
+    "bits of the updates": (f"{RUN} --set update.bits=99", "update.bits: bits of codec"),
+    "factor beyond all": (
+        f"{TRAIN} --root {{r}} --schedule 5:1e300",
+        "training.schedule: expected",
+    ),
+    "file as run folder": (
+        "simulations run {s} --engine loopback --out {r}/helen/testset/10_1.jpg",
+        "expected an empty or new folder, found a file",
+    ),
     "size": ("fedcunet train --data 300w --root {r} --out {r}/o --size 65", "multiple of 64"),
     "one folder for two data sets": (
         "fedcunet train --data lsp+mpii --root {r} --out {r}/o --size 64",
@@ -116,3 +130,44 @@ def test_workers_that_do_not_fit_into_memory_are_refused(
     assert code == 1
     assert "64 workers need about" in err
     assert "2.0 GB free: use --num-workers 1" in err
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedcunet.commands.codecs.gaussian_vector", interrupt)
+    code, out, err = command("fedcunet", "codecs")
+    assert (code, out, err.strip()) == (130, "", "fedcunet: interrupted")
+
+
+def test_a_refused_setting_leaves_no_folder(
+    command: Command, tiny_setting: Path, tmp_path: Path
+) -> None:
+    buffered = ["--set", "federation.mode=buffered", "--set", "federation.buffer-size=500"]
+    out = tmp_path / "run"
+    code, _, _ = command(
+        "simulations", "run", tiny_setting, "--engine", "loopback", "--out", out, *buffered
+    )
+    assert (code, out.exists()) == (2, False)
+
+
+def test_a_client_that_is_refused_and_an_image_left_out_are_said_while_the_run_goes_on(
+    command: Command,
+    tiny_setting: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    paths = sorted((tiny_root / "helen/trainset").glob("*.jpg"))
+    paths[0].unlink()
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    code, _, _ = command(
+        "simulations", "run", tiny_setting, "--engine", "loopback", "--out", tmp_path / "run"
+    )
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"train: helen/trainset: no image to {paths[0].stem}.pts; left out" in said
+    assert [line for line in said if "round 1, client" in line and str(paths[1]) in line]
+    assert code == 0
