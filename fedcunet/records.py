@@ -242,28 +242,21 @@ def read_model(message: Message) -> tuple[bytes, dict[str, ConfigScalar]]:
     return blob, config
 
 
-def read_update(message: Message, *, most_bytes: int | None = None) -> Reply | BadReply:
-    """The update in `message`, or why there is none; never raises, whatever came.
-
-    Args:
-        message: what came back from a client.
-        most_bytes: of the payload; a longer one is not kept until it is its turn to be checked.
-    """
+def read_update(message: Message) -> Reply | BadReply:
+    """The update in `message`, or why there is none; never raises, whatever came."""
     try:
-        return _read_update(message, most_bytes)
+        return _read_update(message)
     # Also for what no check foresees: one client's reply must never end the run.
     except Exception as error:
         return _bad("malformed-reply", f"{type(error).__name__}: {error}")
 
 
-def _read_update(message: Message, most_bytes: int | None) -> Reply | BadReply:
+def _read_update(message: Message) -> Reply | BadReply:
     if message.has_error():
         return _error(message.error)
     content = message.content
     _check_keys(content, {ARRAYS_KEY, METRICS_KEY})
     blob = _read_blob(content[ARRAYS_KEY], UPDATE_NAME, UPDATE_STYPE)
-    if most_bytes is not None and len(blob) > most_bytes:
-        return _bad("wrong-length", f"payload bytes {len(blob)}, expected at most {most_bytes}")
     figures = _read_metrics(content[METRICS_KEY])
     if isinstance(figures, BadReply):
         return figures

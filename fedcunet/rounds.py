@@ -24,6 +24,8 @@ from fedcunet.downlink import Downlink
 from fedcunet.errors import UserError
 from fedcunet.exchange import collect
 from fedcunet.layout import Layout
+from fedcunet.payload import admit
+from fedcunet.payload_header import Rejection
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
     UNAVAILABLE,
@@ -293,15 +295,12 @@ class Server:
         timeout = self.config.federation.timeout_seconds
         exchange.bytes_down.update({client: len(parcel) for client, parcel in parcels.items()})
         messages = self._messages(parcels, exchange.bytes_down, round_number, rate)
-        limits = {
-            self.clients[client].node_id: self._most_bytes(client, round_number)
-            for client in parcels
-        }
+        client_of = {self.clients[client].node_id: client for client in parcels}
         collected = collect(
             self.grid,
             messages,
             timeout=timeout,
-            read=lambda node, reply: read_update(reply, most_bytes=limits[node]),
+            read=lambda node, reply: self._read(reply, client_of[node], round_number),
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
         exchange.reproducible &= not collected.guard_fired
@@ -314,11 +313,17 @@ class Server:
                 reply = exchange.replies[client] = collected.replies[node]
                 exchange.reproducible &= not is_machine_fault(reply)
 
-    def _most_bytes(self, client: int, round_number: int) -> int:
-        """The greatest length that a client's payload may have."""
+    def _read(self, message: Message, client: int, round_number: int) -> Reply | BadReply:
+        """A client's reply as it arrives; a payload that is too long is not kept for its turn."""
+        reply = read_update(message)
         known = self.clients[client]
         setting = client_setting(self.config, known.device, known.rung)
-        return update_payload(self.layout, setting, round_number, client).payload_limits[1]
+        expected = update_payload(self.layout, setting, round_number, client)
+        if isinstance(reply, Reply) and len(reply.blob) > expected.payload_limits[1]:
+            result = admit(reply.blob, expected)
+            if isinstance(result, Rejection):
+                return BadReply(reason=result.reason, detail=result.detail)
+        return reply
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""

@@ -89,6 +89,7 @@ ALLOWED = {
         "terms",
         "records",
         "payload",
+        "payload_header",
         "layout",
         "aggregation",
         "config",

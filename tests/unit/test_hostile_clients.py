@@ -109,7 +109,7 @@ def test_hostile_updates_are_the_honest_one_turned_round_or_ten_times_as_long() 
 class TwoCrops:
     """Stands for the crops: two points a picture, the second of which is not labelled."""
 
-    flip_order = np.arange(2)
+    flip_order, size = np.arange(2), 1
 
     def batch(self, indices: list[int], **_: Any) -> CropBatch:
         return CropBatch(

@@ -170,16 +170,6 @@ def test_an_unbelievable_number_of_examples_is_refused(count: Any) -> None:
     assert bad.reason == "bad-num-examples"
 
 
-def test_a_payload_that_is_too_long_is_not_kept() -> None:
-    reply = read_update(reply_with())
-    assert isinstance(reply, Reply)
-    size = len(reply.blob)
-    assert read_update(reply_with(), most_bytes=size) == reply
-    detail = f"payload bytes {size}, expected at most {size - 1}"
-    bad = read_update(reply_with(), most_bytes=size - 1)
-    assert bad == BadReply(reason="wrong-length", detail=detail)
-
-
 def test_an_error_reply_is_told_from_a_malformed_one_and_kept_to_one_printable_line() -> None:
     bad = read_update(error_reply(ask(), "first\nsecond\x1b[2J" + "x" * 5000))
     assert isinstance(bad, BadReply)

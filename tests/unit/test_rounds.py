@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 
-from fedcunet import terms
+from fedcunet import records, terms
 from fedcunet.aggregation import statistics_mask
 from fedcunet.config import RunConfig
 from fedcunet.downlink import Visible, first_model, receive
@@ -69,9 +69,6 @@ EDEN = CONFIG.replace(update__codec="eden", update__bits=2)
 HOSTILE: dict[str, Reply] = {
     "error-reply": error,
     "malformed-reply": lambda *_: RecordDict(),
-    "wrong-length": lambda c, n, m, _: packed(
-        c, np.zeros(9999, np.float32), terms.update_payload(Layout.vector(9999), CONFIG, n, c)
-    ),
     "too-large": lambda c, n, m, _: reply(c, n, np.full(43, 1e5, np.float32)),
     "wrong-round": lambda c, n, m, _: packed(c, m, own(c, n + 1)),
     "wrong-sender": lambda c, n, m, _: packed(c, m, own(0, n)),
@@ -96,6 +93,30 @@ def test_a_wrong_reply_costs_its_own_update_and_is_counted_by_its_reason(reason:
     assert [line.outcome for line in refused] == [reason, reason]
     mean = (1 * 10 + 2 * 20 + 4 * 40) / 70
     assert watcher.states[0] == pytest.approx(np.full(43, mean), rel=1e-6)
+
+
+def test_a_payload_that_is_too_long_is_refused_as_it_arrives() -> None:
+    """All replies of a round are kept until the last one is there."""
+    config = CONFIG.replace(federation__rounds=1)
+    server = made_server(lambda message, context: message, config, Watcher())
+    described: dict[str, Any] = {
+        "client": 2,
+        "memory_bytes": 0,
+        "device": "",
+        "num_test": 0,
+        "num_validation": 0,
+    }
+    server.clients = {2: records.Description(node_id=9, num_examples=30, **described)}
+    asked = Message(RecordDict(), 9, "train")
+    honest_reply = Message(packed(2, np.zeros(43, np.float32), own(2, 1)), reply_to=asked)
+    assert isinstance(server._read(honest_reply, 2, 1), records.Reply)
+    layout = Layout.vector(9999)
+    long = packed(2, np.zeros(9999, np.float32), terms.update_payload(layout, CONFIG, 1, 2))
+    refused = server._read(Message(long, reply_to=asked), 2, 1)
+    assert isinstance(refused, records.BadReply)
+    assert refused.reason == "wrong-layout"
+    far = Message(update_content(b"x" * 10**6, {"num-examples": 30}), reply_to=asked)
+    assert isinstance(server._read(far, 2, 1), records.BadReply)
 
 
 def test_values_that_are_not_finite_are_refused_after_decoding() -> None:
