@@ -1,10 +1,12 @@
 """Local training, schedules, evaluation, a network and the vector of its state."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedcunet.config import RunConfig, TrainingConfig
 from fedcunet.data import FACE68, MPII16, LandmarkScheme, load
@@ -233,3 +235,26 @@ def test_only_hidden_convolutions_are_coded_coarsely() -> None:
     assert len(coarse) == 9 * 3 + 4
     assert all(name.startswith("unets.") and name.endswith(".conv.weight") for name in coarse)
     assert not any("num_batches_tracked" in name for name in layout.names)
+
+
+@pytest.mark.parametrize(("size", "most"), [(64, 32), (128, 8), (512, 1)])
+def test_a_batch_to_predict_on_has_few_pixels(
+    make_300w: Callable[..., Path], size: int, most: int
+) -> None:
+    root = make_300w({"afw": [f"{number}_1.jpg" for number in range(40)]})
+    crops = Crops(load("300w", root, "train").annotations, FACE68, size=size)
+    seen: list[int] = []
+
+    class Model(nn.Module):
+        supervisions = ("regression",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, image_B3SS: torch.Tensor) -> list[torch.Tensor]:
+            seen.append(len(image_B3SS))
+            return [self.weight * torch.rand(len(image_B3SS), 68, 4, 4)]
+
+    assert predict(Model(), crops).shape == (40, 68, 2)
+    assert (max(seen), sum(seen)) == (most, 40)
