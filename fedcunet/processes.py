@@ -121,7 +121,8 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
+            # None: it was not installed by Python, and cannot be put back.
+            signal.signal(signal_number, signal.SIG_DFL if handler is None else handler)
 
 
 def _mark_of(process: psutil.Process) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from clients.__main__ import _check_connection
@@ -241,17 +242,23 @@ if sys.argv[1] == "stays":
 
 
 @pytest.mark.parametrize("parent", ["stays", "goes first"])
-def test_a_family_is_ended_to_the_last_child_even_where_the_parent_has_gone(parent: str) -> None:
+def test_a_family_is_ended_to_the_last_child_even_where_the_parent_has_gone(
+    parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     family = Family.start([sys.executable, "-c", PARENT, parent], dict(os.environ), subprocess.PIPE)
     assert family.process.stdout is not None
     assert family.process.stdout.readline() == "1\n"  # the child is there, deaf to SIGTERM
     if parent == "goes first":
         family.process.wait(20)
     assert len(family.members()) == (2 if parent == "stays" else 1)
-    impatient = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    impatient.start()
-    family.end(seconds=0.5)  # a second Ctrl-C leaves nothing behind
-    impatient.join()
+    known = psutil.wait_procs
+
+    def impatient(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # a second Ctrl-C leaves nothing behind
+        return known(*arguments, **options)
+
+    monkeypatch.setattr(psutil, "wait_procs", impatient)
+    family.end(seconds=0.5)
     family.process.stdout.close()
     assert family.members() == []
     assert family.process.returncode in (0, -signal.SIGTERM)
