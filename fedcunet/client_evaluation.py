@@ -6,13 +6,14 @@ lies about both moves the mean as far as it likes (the tenth and the spread coun
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fedcunet.records import BadReply, EvaluationReply
+from fedcunet.config import RunConfig
+from fedcunet.records import BadReply, Description, EvaluationReply
 from fedcunet.terms import TEST
 
 MAX_PERCENT = 1e6  # an untrained network's NME runs to hundreds
@@ -82,6 +83,55 @@ class ClientEvaluation:
             "evaluation_bytes_up": self.bytes_up,
             "evaluation_bytes_down": self.bytes_down,
         }
+
+
+def held_back(
+    clients: Mapping[int, Description], config: RunConfig, part: str
+) -> dict[int, tuple[int, int]]:
+    """The clients that keep images of a part back, with their nodes and the number of images.
+
+    Where the setting keeps none back there are none, whatever a client says.
+    """
+    federation = config.federation
+    if not (federation.test_fraction if part == TEST else federation.validation_fraction):
+        return {}
+    found = {
+        client: (known.node_id, known.num_test if part == TEST else known.num_validation)
+        for client, known in sorted(clients.items())
+    }
+    return {client: (node, count) for client, (node, count) in found.items() if count}
+
+
+def evaluation_of(
+    answers: Mapping[int, EvaluationReply | BadReply],
+    held: Mapping[int, tuple[int, int]],
+    not_sent: Collection[int],
+    *,
+    part: str,
+    round: int,
+    model_bytes: int,
+) -> ClientEvaluation:
+    """What came of asking the clients of `held` to evaluate a model.
+
+    Args:
+        answers: by node.
+        held: of `held_back`.
+        not_sent: nodes that the model did not go to.
+        part: VALIDATION or TEST.
+        round: of the model.
+        model_bytes: its length.
+    """
+    scores = [
+        score_of(
+            answers.get(node),
+            round=round,
+            client=client,
+            expected=count,
+            bytes_down=0 if node in not_sent else model_bytes,
+        )
+        for client, (node, count) in held.items()
+    ]
+    return ClientEvaluation(part=part, scores=tuple(scores))
 
 
 def score_of(

@@ -107,6 +107,7 @@ class BadReply:
 
     reason: str
     detail: str
+    num_bytes: int = 0  # of a payload that is not kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedcunet.aggregation import MeanAccumulator, statistics_at, statistics_mask
 from fedcunet.config import RunConfig
+from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
 from fedcunet.payload_header import Reason, Rejection
@@ -64,6 +65,16 @@ class RoundLine:
     privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far, where it is on
 
 
+def without_excess(reply: Reply | BadReply, expected: Expected) -> Reply | BadReply:
+    """The reply, as it arrives; a payload that is too long is not kept until it is its turn."""
+    if isinstance(reply, Reply) and len(reply.blob) > expected.payload_limits[1]:
+        result = admit(reply.blob, expected)
+        if isinstance(result, Rejection):
+            size = len(reply.blob)
+            return BadReply(reason=result.reason, detail=result.detail, num_bytes=size)
+    return reply
+
+
 @dataclass(kw_only=True, slots=True)
 class RoundReplies:
     """The replies of one round while they are judged and added up."""
@@ -96,7 +107,7 @@ class RoundReplies:
             self._note(client, "no-reply", "nothing came before the wall-clock guard")
             return
         if isinstance(reply, BadReply):
-            self._note(client, reply.reason, reply.detail)
+            self._note(client, reply.reason, reply.detail, num_bytes=reply.num_bytes)
             return
         number = self.started.get(client, self.number)
         expected = update_payload(self.layout, self._setting(client), number, client)
@@ -122,7 +133,15 @@ class RoundReplies:
         known = self.clients[client]
         return client_setting(self.config, known.device, known.rung)
 
-    def _note(self, client: int, outcome: str, detail: str, reply: Reply | None = None) -> None:
+    def _note(
+        self,
+        client: int,
+        outcome: str,
+        detail: str,
+        reply: Reply | None = None,
+        *,
+        num_bytes: int = 0,
+    ) -> None:
         blob = reply.blob if reply else b""
         self.lines.append(
             ClientLine(
@@ -131,7 +150,7 @@ class RoundReplies:
                 outcome=outcome,
                 detail=detail,
                 num_examples=reply.num_examples if reply else 0,
-                bytes_up=len(blob),
+                bytes_up=len(blob) or num_bytes,
                 bytes_down=self.bytes_down[client],
                 bits_per_parameter=bits_per_parameter(blob, self.layout),
                 device=self.clients[client].device,

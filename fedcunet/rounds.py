@@ -18,14 +18,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcunet.aggregation import ServerOptimizer, statistics_at
-from fedcunet.client_evaluation import ClientEvaluation, score_of
+from fedcunet.client_evaluation import ClientEvaluation, evaluation_of, held_back
 from fedcunet.config import RunConfig
 from fedcunet.downlink import Downlink
 from fedcunet.errors import UserError
 from fedcunet.exchange import collect
+from fedcunet.expected import Expected
 from fedcunet.layout import Layout
-from fedcunet.payload import admit
-from fedcunet.payload_header import Rejection
 from fedcunet.privacy import PrivacyAccountant
 from fedcunet.records import (
     UNAVAILABLE,
@@ -38,7 +37,7 @@ from fedcunet.records import (
     read_evaluation,
     read_update,
 )
-from fedcunet.replies import ClientLine, RoundLine, RoundReplies
+from fedcunet.replies import ClientLine, RoundLine, RoundReplies, without_excess
 from fedcunet.robust import check_breakdown
 from fedcunet.roster import describe_clients
 from fedcunet.saved import Saved
@@ -300,7 +299,9 @@ class Server:
             self.grid,
             messages,
             timeout=timeout,
-            read=lambda node, reply: self._read(reply, client_of[node], round_number),
+            read=lambda node, reply: without_excess(
+                read_update(reply), self._payload(client_of[node], round_number)
+            ),
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
         exchange.reproducible &= not collected.guard_fired
@@ -313,17 +314,11 @@ class Server:
                 reply = exchange.replies[client] = collected.replies[node]
                 exchange.reproducible &= not is_machine_fault(reply)
 
-    def _read(self, message: Message, client: int, round_number: int) -> Reply | BadReply:
-        """A client's reply as it arrives; a payload that is too long is not kept for its turn."""
-        reply = read_update(message)
+    def _payload(self, client: int, round_number: int) -> Expected:
+        """What a client's payload must be."""
         known = self.clients[client]
         setting = client_setting(self.config, known.device, known.rung)
-        expected = update_payload(self.layout, setting, round_number, client)
-        if isinstance(reply, Reply) and len(reply.blob) > expected.payload_limits[1]:
-            result = admit(reply.blob, expected)
-            if isinstance(result, Rejection):
-                return BadReply(reason=result.reason, detail=result.detail)
-        return reply
+        return update_payload(self.layout, setting, round_number, client)
 
     def _commit(self, round_number: int, judged: RoundReplies, needed: int) -> str:
         """Takes the mean of the admitted updates; returns why it did not, or nothing."""
@@ -341,48 +336,36 @@ class Server:
 
     def _evaluate(self, round_number: int, part: str) -> ClientEvaluation | None:
         """Has every client that keeps such images evaluate the model after a round on them."""
-        federation = self.config.federation
-        if not (federation.test_fraction if part == TEST else federation.validation_fraction):
-            return None  # whatever a client says that it keeps
-        held = {
-            client: found.num_test if part == TEST else found.num_validation
-            for client, found in self.clients.items()
-        }
-        asked = [client for client in sorted(held) if held[client]]
-        if not asked:
+        held = held_back(self.clients, self.config, part)
+        if not held:
             return None
-        shared = self._shared(round_number) | {PART: part}
         try:
             model_blob = self.inference_model(self.state_N)
         except UserError as error:  # training has driven its values beyond what the file can hold
             logger.warning("the clients cannot evaluate round %d: %s", round_number, error)
             return None
+        shared = self._shared(round_number) | {PART: part}
+        timeout = self.config.federation.timeout_seconds
         messages = []
-        for client in asked:
+        for client, (node, _) in held.items():
             content = model_content(model_blob, shared | {CLIENT: client})
-            node = self.clients[client].node_id
-            ttl = self.config.federation.timeout_seconds
-            messages.append(Message(content, node, "evaluate", ttl=ttl, group_id=str(round_number)))
+            message = Message(content, node, "evaluate", ttl=timeout, group_id=str(round_number))
+            messages.append(message)
         collected = collect(
             self.grid,
             messages,
-            timeout=self.config.federation.timeout_seconds,
+            timeout=timeout,
             read=lambda _, reply: read_evaluation(reply),
             on_reply=lambda done: self.observer.client_done(round_number, done, len(messages)),
         )
-        scores = []
-        for client in asked:
-            node = self.clients[client].node_id
-            scores.append(
-                score_of(
-                    collected.replies.get(node),
-                    round=round_number,
-                    client=client,
-                    expected=held[client],
-                    bytes_down=0 if node in collected.not_sent else len(model_blob),
-                )
-            )
-        return ClientEvaluation(part=part, scores=tuple(scores))
+        return evaluation_of(
+            collected.replies,
+            held,
+            collected.not_sent,
+            part=part,
+            round=round_number,
+            model_bytes=len(model_blob),
+        )
 
     def _shared(self, round_number: int) -> dict[str, ConfigScalar]:
         """What every message of a round carries beside the model."""

@@ -1,11 +1,21 @@
-"""Small networks in float64, a batch for them, and their gradients."""
+"""Small networks: the setting of one; those in float64, a batch for them, and their gradients."""
 
 import torch
 from torch import Tensor, nn
 
+from fedcunet.config import RunConfig
 from fedcunet.models import DUNet
 from fedcunet.quant import QuantSpec, quantise_network
 
+SMALL = RunConfig().replace(
+    model__unets=1,
+    model__order=0,
+    quant__bits="8,1,8",
+    quant__alpha=True,
+    training__batch_size=4,
+    training__learning_rate=1e-3,
+    training__epochs=2,
+)
 SOURCE_818 = QuantSpec(
     input_bits=8, weight_bits=1, gradient_bits=8, alpha=True, input_quantizer="source"
 )

@@ -37,7 +37,7 @@ ALLOWED = {
     "saved": {"files", "errors"},
     "variances": set(),
     "aggregation": {"layout", "saved", "variances"},
-    "client_evaluation": {"records", "terms"},
+    "client_evaluation": {"records", "terms", "config"},
     "terms": {"expected", "layout", "config", "devices", "errors"},
     "downlink": {
         "codecs",
@@ -63,6 +63,7 @@ ALLOWED = {
         "errors",
     },
     "replies": {
+        "expected",
         "terms",
         "records",
         "payload",
@@ -88,8 +89,7 @@ ALLOWED = {
         "client_evaluation",
         "terms",
         "records",
-        "payload",
-        "payload_header",
+        "expected",
         "layout",
         "aggregation",
         "config",

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fedcunet.config import RunConfig
 from fedcunet.data import load
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held
@@ -16,16 +15,7 @@ from fedcunet.training.checkpoint import (
     save_checkpoint,
     tensors_sha256,
 )
-
-CONFIG = RunConfig().replace(
-    model__unets=1,
-    model__order=0,
-    quant__bits="8,1,8",
-    quant__alpha=True,
-    training__batch_size=4,
-    training__learning_rate=1e-3,
-    training__epochs=2,
-)
+from tests.made_networks import SMALL as CONFIG
 
 
 def central(root: Path, out: Path, *, epochs: int, resume: bool = False) -> str:

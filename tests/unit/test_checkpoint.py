@@ -8,7 +8,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedcunet.config import RunConfig
 from fedcunet.data import FACE68
 from fedcunet.errors import UserError
 from fedcunet.training.checkpoint import (
@@ -23,16 +22,7 @@ from fedcunet.training.network import (
     network_layout,
 )
 from fedcunet.training.packed import pack_network
-
-CONFIG = RunConfig().replace(
-    model__unets=1,
-    model__order=0,
-    quant__bits="8,1,8",
-    quant__alpha=True,
-    training__batch_size=4,
-    training__learning_rate=1e-3,
-    training__epochs=2,
-)
+from tests.made_networks import SMALL as CONFIG
 
 
 def test_model_bytes_are_the_length_of_the_exported_file(tmp_path: Path) -> None:

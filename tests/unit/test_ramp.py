@@ -19,15 +19,7 @@ from fedcunet.training.central import HISTORY, train_network
 from fedcunet.training.local import make_optimizer, set_learning_rate, train_pass
 from fedcunet.training.network import build_network
 from fedcunet.training.schedule import norm_is_frozen, weight_share
-
-CONFIG = RunConfig().replace(
-    model__unets=1,
-    model__order=0,
-    quant__bits="8,1,8",
-    quant__alpha=True,
-    training__batch_size=4,
-    training__learning_rate=1e-3,
-)
+from tests.made_networks import SMALL as CONFIG
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from fedcunet.errors import RunFailure
 from fedcunet.layout import Layout
 from fedcunet.payload import pack
 from fedcunet.records import OUTCOMES, description_content, error_reply, read_model, update_content
+from fedcunet.replies import RoundReplies, without_excess
 from fedcunet.roster import describe_clients
 from simulations.loopback import LoopbackGrid
 from simulations.tasks import Node
@@ -97,26 +98,35 @@ def test_a_wrong_reply_costs_its_own_update_and_is_counted_by_its_reason(reason:
 
 def test_a_payload_that_is_too_long_is_refused_as_it_arrives() -> None:
     """All replies of a round are kept until the last one is there."""
-    config = CONFIG.replace(federation__rounds=1)
-    server = made_server(lambda message, context: message, config, Watcher())
-    described: dict[str, Any] = {
-        "client": 2,
-        "memory_bytes": 0,
-        "device": "",
-        "num_test": 0,
-        "num_validation": 0,
-    }
-    server.clients = {2: records.Description(node_id=9, num_examples=30, **described)}
-    asked = Message(RecordDict(), 9, "train")
-    honest_reply = Message(packed(2, np.zeros(43, np.float32), own(2, 1)), reply_to=asked)
-    assert isinstance(server._read(honest_reply, 2, 1), records.Reply)
-    layout = Layout.vector(9999)
+
+    def reason(content: RecordDict) -> str:
+        read = records.read_update(Message(content, reply_to=Message(RecordDict(), 9, "train")))
+        kept = without_excess(read, own(2, 1))
+        return kept.reason if isinstance(kept, records.BadReply) else ""
+
+    layout, figures = Layout.vector(9999), {"num-examples": 30}
+    assert reason(packed(2, np.zeros(43, np.float32), own(2, 1))) == ""
     long = packed(2, np.zeros(9999, np.float32), terms.update_payload(layout, CONFIG, 1, 2))
-    refused = server._read(Message(long, reply_to=asked), 2, 1)
-    assert isinstance(refused, records.BadReply)
-    assert refused.reason == "wrong-layout"
-    far = Message(update_content(b"x" * 10**6, {"num-examples": 30}), reply_to=asked)
-    assert isinstance(server._read(far, 2, 1), records.BadReply)
+    assert reason(long) == "wrong-layout"
+    assert reason(update_content(b"x" * 10**6, figures)) != ""
+
+
+def test_the_bytes_of_a_payload_that_is_too_long_count_and_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[int] = []
+    judge = RoundReplies.judge
+
+    def watched(self: RoundReplies, client: int, reply: Any) -> None:
+        kept.extend([len(reply.blob)] if isinstance(reply, records.Reply) else [])
+        judge(self, client, reply)
+
+    monkeypatch.setattr(RoundReplies, "judge", watched)
+    long = update_content(b"x" * 10**6, {"num-examples": EXAMPLES[2]})
+    watcher, _ = run(lambda *_: long, federation__rounds=1)
+    assert [line.bytes_up for line in watcher.clients if line.client == 2] == [10**6]
+    assert len(kept) == 3
+    assert max(kept) < 1000
 
 
 def test_values_that_are_not_finite_are_refused_after_decoding() -> None:

@@ -33,16 +33,7 @@ from fedcunet.training.network import (
 )
 from fedcunet.training.schedule import rate_factor
 from fedcunet.variances import VARIANCE_SUFFIX, kept, to_variances
-
-CONFIG = RunConfig().replace(
-    model__unets=1,
-    model__order=0,
-    quant__bits="8,1,8",
-    quant__alpha=True,
-    training__batch_size=4,
-    training__learning_rate=1e-3,
-    training__epochs=2,
-)
+from tests.made_networks import SMALL as CONFIG
 
 
 def test_paper_schedules_divide_at_the_papers_epochs() -> None:
