@@ -96,19 +96,18 @@ def test_a_wrong_reply_costs_its_own_update_and_is_counted_by_its_reason(reason:
     assert watcher.states[0] == pytest.approx(np.full(43, mean), rel=1e-6)
 
 
-def test_a_payload_that_is_too_long_is_refused_as_it_arrives() -> None:
-    """All replies of a round are kept until the last one is there."""
+def test_a_payload_that_is_too_long_is_refused_for_what_its_header_says() -> None:
+    """Of a round all replies are kept until the last one is there."""
 
-    def reason(content: RecordDict) -> str:
-        read = records.read_update(Message(content, reply_to=Message(RecordDict(), 9, "train")))
-        kept = without_excess(read, own(2, 1))
+    def reason(blob: bytes) -> str:
+        reply = records.Reply(node_id=9, blob=blob, num_examples=30, metrics={})
+        kept = without_excess(reply, own(2, 1))
         return kept.reason if isinstance(kept, records.BadReply) else ""
 
-    layout, figures = Layout.vector(9999), {"num-examples": 30}
-    assert reason(packed(2, np.zeros(43, np.float32), own(2, 1))) == ""
-    long = packed(2, np.zeros(9999, np.float32), terms.update_payload(layout, CONFIG, 1, 2))
-    assert reason(long) == "wrong-layout"
-    assert reason(update_content(b"x" * 10**6, figures)) != ""
+    assert reason(pack(np.zeros(43, np.float32), own(2, 1))) == ""
+    others = terms.update_payload(Layout.vector(9999), CONFIG, 1, 2)
+    assert reason(pack(np.zeros(9999, np.float32), others)) == "wrong-layout"
+    assert reason(b"x" * 10**6) != ""
 
 
 def test_the_bytes_of_a_payload_that_is_too_long_count_and_are_not_kept(
