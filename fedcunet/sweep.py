@@ -10,9 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from fedcunet.config import QuantConfig, RunConfig, Scalar
 from fedcunet.errors import UserError
 from fedcunet.files import write_atomically
@@ -189,8 +186,9 @@ def sweep_depths(
 
 def draw_figure(path: Path, lines: Sequence[DepthLine], title: str, budget_bytes: float) -> None:
     """Fig. 5 as a PNG: circles are measured, dashed is extrapolated."""
+    from matplotlib.figure import Figure  # most of a second, which every command would wait
+
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, line in enumerate(lines):
         colour = f"C{index}"

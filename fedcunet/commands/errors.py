@@ -23,9 +23,12 @@ def run_app(app: typer.Typer, program: str) -> None:
         code = app(standalone_mode=False, prog_name=program) or DONE
         if code == INTERRUPTED:  # Typer's own answer to Ctrl-C says nothing
             _say(program, "interrupted", code)
-    except click.ClickException as error:  # wrong options and arguments
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
+    except click.UsageError as error:  # wrong options and arguments
+        command = error.ctx.command_path if error.ctx else program
+        code = _say(program, f"{error.format_message()} (see {command} --help)", WRONG_USE)
     except UserError as error:
         code = _say(program, error, WRONG_USE)
     except RunFailure as error:

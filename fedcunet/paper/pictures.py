@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from fedcunet.files import write_atomically
 
 SIZE_INCHES, DOTS_PER_INCH = (6.4, 4.0), 120
@@ -13,6 +11,8 @@ SIZE_INCHES, DOTS_PER_INCH = (6.4, 4.0), 120
 
 def draw_orders(report: Mapping[str, Any], metric: str, path: Path) -> None:
     """Writes a PNG of Figure 4's kind: percent and convolution parameters by the order K."""
+    from matplotlib.figure import Figure  # most of a second, which every command would wait
+
     rows = report["rows"]
     orders = [row["order"] for row in rows]
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")

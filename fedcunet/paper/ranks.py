@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.stats import kendalltau
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
@@ -50,6 +48,8 @@ def agreement(
             differ.append((name, other) if paper_a > paper_b else (other, name))
     tau = None
     if all(len({pair[side] for pair in merit.values()}) > 1 for side in (0, 1)):
+        from scipy.stats import kendalltau  # a second, which every command would wait
+
         own, others = zip(*merit.values(), strict=True)
         tau = float(kendalltau(own, others).statistic)
     return Agreement(

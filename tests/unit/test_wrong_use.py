@@ -15,6 +15,11 @@ def wrong(text: str) -> Callable[[Path, Path], list[object]]:
 TRAIN = "fedcunet train --data 300w --out {r}/o --size 64"
 RUN = "simulations run {s} --engine loopback --out {r}/o"
 WRONG = {
+    "no such option": (f"{TRAIN} --epoch 3", "--epochs? (see fedcunet train --help)"),
+    "no such command": ("simulations walk", "No such command 'walk'. (see simulations --help)"),
+    "option without a value": ("fedcunet sizes --unets", "--unets' requires an argument"),
+    "option of the wrong kind": ("fedcunet sizes --unets x", "'--unets': 'x' is not a valid int"),
+    "missing option": ("fedcunet predict --out {r}/o x.png", "Missing option '--checkpoint'"),
     "missing folder": (f"{TRAIN} --root {{r}}/absent", "absent"),
     "folder without images": (f"{TRAIN} --root {{r}}/empty", "empty"),
     "bits 0": (f"{TRAIN} --root {{r}} --bits 0,1,8", "input bits: expected 2 to 16"),
@@ -85,6 +90,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert last.startswith(f"{program}: ")
     assert out == ""
     assert "Traceback" not in err
+    assert "Usage" not in err
     assert not (tiny_root / "o" / "metrics.jsonl").exists()
 
 
