@@ -1,10 +1,10 @@
 """Buffered asynchronous aggregation on the devices' virtual clock: nobody waits for stragglers.
 
 After Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedBuff), AISTATS
-2022: a fixed number of clients is at work all the time; the server takes a step as soon as
-`buffer-size` of them have answered, and weights each answer by how many steps it is old. What
+2022: a fixed number of clients is at work all the time; the server takes a step as soon as it has
+admitted answers of `buffer-size` of them, and weights each by how many steps it is old. What
 differs: free places are filled when the server steps, not at each answer, so that who is at work
-follows from the setting's seed and the virtual clock alone.
+follows from the setting's seed and the virtual clock alone; and no client answers twice in a step.
 
 A round here is a step of the server. A client starts from the model of one round and its answer
 may count in a later one; its payload says the round in which it started.
@@ -21,9 +21,9 @@ import numpy as np
 
 from fedcunet.config import RunConfig
 from fedcunet.errors import UserError
-from fedcunet.records import UNAVAILABLE, BadReply, Reply, is_machine_fault
+from fedcunet.records import Reply
 from fedcunet.replies import RoundReplies
-from fedcunet.rounds import Server
+from fedcunet.rounds import Exchange, Server
 from fedcunet.saved import Saved
 from fedcunet.terms import num_wanted
 
@@ -35,7 +35,7 @@ class _Answer:
     seconds: float
     client: int
     started: int = field(compare=False)  # the round
-    reply: Reply | BadReply | None = field(compare=False)
+    reply: Reply = field(compare=False)
     bytes_down: int = field(compare=False)
 
 
@@ -53,50 +53,53 @@ class BufferedServer(Server):
         heapq.heapify(self.at_work)
 
     def run_round(self, round_number: int) -> None:
-        """Fills the free places, waits for the next `buffer-size` answers, steps."""
+        """Fills the free places, waits until `buffer-size` answers are admitted, steps.
+
+        What fails or is refused fills no place of the buffer: it costs no other client's update.
+        """
         begin, began = time.perf_counter(), self.clock
         rate = self.learning_rate(round_number)
         self._begin_round(round_number, {answer.started for answer in self.at_work})
-        away, reproducible = self._fill(round_number, rate)
+        chosen, exchange = self._fill(round_number, rate)
         wanted = self.config.federation.buffer_size
-        # Where many devices do not answer, fewer may be at work: the server steps with these.
-        count = min(wanted, len(self.at_work))
-        arrived = [heapq.heappop(self.at_work) for _ in range(count)]
-        self.clock = max([self.clock, *(answer.seconds for answer in arrived)])
+        sent = {answer.client: answer.bytes_down for answer in self.at_work}
         judged = RoundReplies(
             config=self.config,
             layout=self.layout,
             clients=self.clients,
             number=round_number,
-            bytes_down=Counter({answer.client: answer.bytes_down for answer in arrived}),
-            started={answer.client: answer.started for answer in arrived},
+            bytes_down=exchange.bytes_down | Counter(sent),
+            started={answer.client: answer.started for answer in self.at_work},
             first_statistics=self.first_statistics,
         )
-        replies = away | {answer.client: answer.reply for answer in arrived}
-        for client in sorted(replies):
-            judged.judge(client, replies[client])
+        for client in chosen:
+            reply = exchange.replies.get(client)
+            if not isinstance(reply, Reply):
+                judged.judge(client, reply)
+        # Where many do not answer, fewer may be at work: the server steps with these.
+        while self.at_work and len(judged.admitted) < wanted:
+            answer = heapq.heappop(self.at_work)
+            self.clock = max(self.clock, answer.seconds)
+            judged.judge(answer.client, answer.reply)
+        judged.lines.sort(key=lambda line: line.client)
         # Who answers when is computed from what clients report; measured compute varies.
         known = self.config.federation.seconds_per_example > 0
-        faults = [one.reply for one in arrived if is_machine_fault(one.reply)]
         self._end_round(
             judged,
             rate,
             wanted=wanted,
             begin=begin,
-            reproducible=known and reproducible and not faults,
+            reproducible=known and exchange.reproducible,
             device_seconds=self.clock - began,
         )
 
-    def _fill(
-        self, round_number: int, rate: float
-    ) -> tuple[dict[int, Reply | BadReply | None], bool]:
+    def _fill(self, round_number: int, rate: float) -> tuple[list[int], Exchange]:
         """Asks clients to work until as many are as the setting's fraction says.
 
-        The place of one whose device does not answer stays free until the server steps.
+        The place of one that does not answer, or fails, stays free until the server steps.
 
         Returns:
-            The replies of those that do not answer, and whether neither the wall-clock guard nor a
-            machine's fault decided anything.
+            Who was asked, and what came: the answers among it are at work.
         """
         busy = {answer.client for answer in self.at_work}
         free = [client for client in sorted(self.clients) if client not in busy]
@@ -104,19 +107,14 @@ class BufferedServer(Server):
         generator = np.random.default_rng([self.config.seed, round_number, 0])
         chosen = sorted(generator.permutation(free)[: max(count, 0)].tolist())
         exchange = self._train(round_number, chosen, rate)
-        away: dict[int, Reply | BadReply | None] = {}
         for client in chosen:
             reply = exchange.replies.get(client)
-            if isinstance(reply, BadReply) and reply.reason == UNAVAILABLE:
-                away[client] = reply
-                continue
-            seconds = 0.0
             if isinstance(reply, Reply):
                 self.downlink.delivered(client)
-                seconds = float(reply.metrics.get("device-seconds", 0.0))
-            arrival, down = self.clock + seconds, exchange.bytes_down[client]
-            heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
-        return away, exchange.reproducible
+                arrival = self.clock + float(reply.metrics.get("device-seconds", 0.0))
+                down = exchange.bytes_down[client]
+                heapq.heappush(self.at_work, _Answer(arrival, client, round_number, reply, down))
+        return chosen, exchange
 
     def saved(self) -> dict[str, Saved]:
         """As of `Server`, with the answers that are on their way."""
@@ -125,12 +123,9 @@ class BufferedServer(Server):
         for answer in sorted(self.at_work):
             values = {name: getattr(answer, name) for name in ("seconds", "client", "started")}
             values["bytes_down"] = answer.bytes_down
-            if isinstance(answer.reply, Reply):
-                tensors[f"blob-{answer.client}"] = np.frombuffer(answer.reply.blob, dtype=np.uint8)
-                reply = answer.reply
-                values["reply"] = [reply.node_id, reply.num_examples, reply.metrics]
-            elif answer.reply is not None:
-                values["bad"] = [answer.reply.reason, answer.reply.detail]
+            reply = answer.reply
+            tensors[f"blob-{answer.client}"] = np.frombuffer(reply.blob, dtype=np.uint8)
+            values["reply"] = [reply.node_id, reply.num_examples, reply.metrics]
             answers.append(values)
             tensors[f"statistics-{answer.started}"] = self.first_statistics[answer.started]
         facts = {"clock": self.clock, "answers": answers}
@@ -148,15 +143,9 @@ class BufferedServer(Server):
             for values in saved.facts["answers"]
         }
         for values in saved.facts["answers"]:
-            reply: Reply | BadReply | None = None
-            if "reply" in values:
-                node_id, num_examples, metrics = values["reply"]
-                blob = saved.tensors[f"blob-{values['client']}"].tobytes()
-                reply = Reply(
-                    node_id=node_id, blob=blob, num_examples=num_examples, metrics=metrics
-                )
-            elif "bad" in values:
-                reply = BadReply(reason=values["bad"][0], detail=values["bad"][1])
+            node_id, num_examples, metrics = values["reply"]
+            blob = saved.tensors[f"blob-{values['client']}"].tobytes()
+            reply = Reply(node_id=node_id, blob=blob, num_examples=num_examples, metrics=metrics)
             place = (values["seconds"], values["client"], values["started"])
             heapq.heappush(self.at_work, _Answer(*place, reply, values["bytes_down"]))
 

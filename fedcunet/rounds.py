@@ -92,7 +92,7 @@ class RoundObserver(Protocol):
 
 
 @dataclass(kw_only=True, slots=True)
-class _Exchange:
+class Exchange:
     """What went to the clients and came from them in one round, by client id."""
 
     replies: dict[int, Reply | BadReply] = field(default_factory=dict)
@@ -259,12 +259,12 @@ class Server:
         evaluation = self._evaluate(round_number, VALIDATION) if due else None
         self.observer.round_done(line, judged.lines, self.state_N, evaluation)
 
-    def _train(self, round_number: int, selected: list[int], rate: float) -> _Exchange:
+    def _train(self, round_number: int, selected: list[int], rate: float) -> Exchange:
         """Has the clients train; one that lost what it had of the model gets a snapshot at once.
 
         A virtual client whose device does not answer gets nothing, and does not train.
         """
-        exchange = _Exchange()
+        exchange = Exchange()
         parcels = {}
         for client in selected:
             device = self.clients[client].device
@@ -288,7 +288,7 @@ class Server:
         return exchange
 
     def _exchange(
-        self, exchange: _Exchange, parcels: Mapping[int, bytes], round_number: int, rate: float
+        self, exchange: Exchange, parcels: Mapping[int, bytes], round_number: int, rate: float
     ) -> None:
         """Sends each client its parcel and reads the replies."""
         timeout = self.config.federation.timeout_seconds
