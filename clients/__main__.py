@@ -2,12 +2,10 @@
 
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
-import signal
 import socket
 import ssl
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,7 +17,7 @@ from fedcunet.commands.errors import run_app
 from fedcunet.data import DATASETS
 from fedcunet.devices import PROFILES, profile_named
 from fedcunet.errors import UserError
-from fedcunet.processes import host_and_port
+from fedcunet.processes import end_as_by_ctrl_c, host_and_port
 
 DEFAULT_FOLDER = Path(".fedcunet/node")
 STATE_DAYS = 7.0
@@ -92,7 +90,7 @@ def join(
         data=data, root=root, device=device, part=part, parts=parts, memory=memory, folder=folder
     )
     node_config_text(offer.node_config())
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_by_ctrl_c()
     forget_old_runs(offer.state_folder, STATE_DAYS)
     _say(offer.words())
     Supernode(
@@ -129,10 +127,6 @@ def _check_connection(
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -110,13 +111,28 @@ class Family:
             self.process.wait()
 
 
+def end_as_by_ctrl_c() -> None:
+    """From now on SIGTERM, and SIGHUP of a terminal that closes, end this process as Ctrl-C does.
+
+    What is ignored, as SIGHUP is under nohup, stays so.
+    """
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, interrupt)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """No second Ctrl-C or SIGTERM stops what must be brought to its end, which must not be long."""
+    """No second signal stops what must be brought to its end, which must not be long."""
     if threading.current_thread() is not threading.main_thread():  # signals do not reach it
         yield
         return
-    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in ends}
     try:
         yield
     finally:

@@ -64,6 +64,8 @@ MACHINE_FAULTS = frozenset({"unreachable", "crashed", "hung", "out-of-memory"})
 
 # Outcome of a virtual client whose device does not answer: nothing is sent to it.
 UNAVAILABLE = "unavailable"
+# Outcomes of clients from which nothing came: they are waited for.
+SILENT = frozenset({UNAVAILABLE, "no-reply", "unreachable", "hung"})
 # What a client with data of its own says: under which id it was admitted is the server's to know.
 UNKNOWN_CLIENT = -1
 

@@ -16,7 +16,7 @@ from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 from fedcunet.payload import Admitted, Refused, admit, bits_per_parameter, check_values
 from fedcunet.payload_header import Reason, Rejection
-from fedcunet.records import UNAVAILABLE, BadReply, Description, Reply
+from fedcunet.records import SILENT, BadReply, Description, Reply
 from fedcunet.robust import aggregate, breakdown
 from fedcunet.shrinkage import Shrinkage
 from fedcunet.terms import client_setting, rounded_up, staleness_factor, update_payload
@@ -57,6 +57,8 @@ class RoundLine:
     train_loss: float | None  # mean of the accepted that tell one, weighted by examples
     bytes_up: int
     bytes_down: int
+    clients_up: int  # that sent bytes of an update
+    clients_down: int  # to which bytes of the model went
     device_seconds: float  # of the slowest client that was waited for
     seconds: float  # wall time without evaluation
     aggregate_seconds: float  # of it, decoding the updates and adding them up
@@ -290,11 +292,12 @@ class RoundReplies:
         told = [line for line in accepted if "loss" in line.metrics]
         weights = [line.num_examples for line in told]
         losses = [line.metrics["loss"] for line in told]
-        waited = [line.metrics.get("device-seconds", 0.0) for line in accepted]
-        # Who does not come in time, or not at all, is waited for until the deadline.
         deadline = self.config.federation.deadline_seconds
-        if any(line.outcome in ("late", UNAVAILABLE) for line in self.lines):
+        waited = [line.metrics.get("device-seconds", 0.0) for line in self.lines]
+        # Who does not come in time, or not at all, is waited for until the deadline.
+        if deadline and any(line.outcome in SILENT for line in self.lines):
             waited.append(deadline)
+        slowest = max(waited, default=0.0)
         return RoundLine(
             round=self.number,
             outcome="abandoned" if reason else "committed",
@@ -303,7 +306,9 @@ class RoundReplies:
             train_loss=float(np.average(losses, weights=weights)) if told else None,
             bytes_up=sum(line.bytes_up for line in self.lines),
             bytes_down=sum(line.bytes_down for line in self.lines),
-            device_seconds=float(max(waited, default=0.0)),
+            clients_up=sum(line.bytes_up > 0 for line in self.lines),
+            clients_down=sum(line.bytes_down > 0 for line in self.lines),
+            device_seconds=float(min(slowest, deadline) if deadline else slowest),
             seconds=seconds,
             aggregate_seconds=aggregate_seconds,
             learning_rate=rate,

@@ -63,7 +63,12 @@ def curves(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     add("bytes", f"{label} by bytes sent", f"{aim}; logarithmic", bytes_axis, _bytes_of)
     factor, unit = _time_unit(max((_device_total(run) for run in runs), default=0.0))
     device_axis = Axis(f"virtual time on the devices, {unit}", tick_number)
-    note = f"{aim}; a round lasts as long as its slowest client"
+    kinds = {run.is_buffered for run in runs}
+    lasts = {
+        False: "a round lasts as long as its slowest client",
+        True: "a step comes when the buffer is full",
+    }
+    note = "; ".join([aim, *(words for kind, words in lasts.items() if kind in kinds)])
 
     def device_time(line: dict[str, Any]) -> float:
         return _device_seconds_of(line) / factor
@@ -166,7 +171,7 @@ def _time_unit(longest: float) -> tuple[float, str]:
 
 def _mean_parts(clients: Sequence[Any]) -> tuple[float, float, float]:
     """Mean seconds over all replies of some clients: downlink, compute, uplink."""
-    count = max(sum(c.replies for c in clients), 1)
+    count = max(sum(c.timed for c in clients), 1)
     return (
         sum(c.device_downlink for c in clients) / count,
         sum(c.device_compute for c in clients) / count,

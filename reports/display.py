@@ -163,10 +163,10 @@ class RunDisplay:
         counts.setdefault("accepted", units.whole(line.get("accepted")))
         counts = Counter({str(reason): units.whole(count) for reason, count in counts.items()})
         run.replies.update(counts)
-        num_replies = sum(counts.values()) - counts["unavailable"]
-        if num_replies:
-            run.bytes_up = units.whole(line.get("bytes_up")) / num_replies
-            run.bytes_down = units.whole(line.get("bytes_down")) / num_replies
+        if num_up := units.whole(line.get("clients_up")):
+            run.bytes_up = units.whole(line.get("bytes_up")) / num_up
+        if num_down := units.whole(line.get("clients_down")):
+            run.bytes_down = units.whole(line.get("bytes_down")) / num_down
         if self._live is None and not self._quiet:
             self._print(_round_text(run, line, counts, self._clock()))
 
@@ -259,10 +259,12 @@ def _panel(run: _Run, now: float, console: Console) -> Panel:
     replies = Text.assemble((f"{run.replies['accepted']} accepted", "green"))
     num_rejected = _num_rejected(run.replies)
     replies.append(f"  {num_rejected} rejected", "red" if num_rejected else "dim")
-    reasons = [(n, reason) for reason, n in run.replies.items() if reason != "accepted" and n]
+    reasons = list(comparison.rejected({"replies": run.replies}).items())
     if reasons:
-        listed = ", ".join(f"{units.printable(r, 30)} {n}" for n, r in sorted(reasons)[::-1][:4])
+        listed = ", ".join(f"{units.printable(reason, 30)} {n}" for reason, n in reasons[:4])
         replies.append(f" ({listed})", "dim")
+    if away := run.replies["unavailable"]:
+        replies.append(f"  {away} unavailable", "dim")
     if run.abandoned:
         replies.append(f"  {units.counted(run.abandoned, 'round')} abandoned", "yellow")
     grid.add_row("replies", replies)
@@ -309,26 +311,21 @@ def _sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[round((value - low) / step)] for value in values)
 
 
-def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """The summaries of several runs as a table for the terminal.
+def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Group:
+    """The summaries of several runs as tables for the terminal.
 
-    Up to four runs stand side by side, a column a run: that fits 80 characters. More are a row
-    each.
+    A column a run; up to four stand side by side, which fits 80 characters, the others below.
     """
-    cells = comparison.columns(summaries)
-    table = Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False)
-    if len(summaries) <= comparison.SIDE_BY_SIDE:
-        heading, *figures = cells
+    heading, *figures = comparison.columns(summaries)
+    tables = []
+    for start in range(0, len(summaries), comparison.SIDE_BY_SIDE):
+        part = slice(start, start + comparison.SIDE_BY_SIDE)
+        table = Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False)
         table.add_column(Text(heading.title, "bold"))
-        for name in heading.cells:
+        for name in heading.cells[part]:
             table.add_column(Text(name, "bold"), justify="right", overflow="fold")
         for figure in figures:
             label = Text.assemble(figure.title, (f" {figure.note}", "dim"))
-            table.add_row(label, *(Text(cell) for cell in figure.cells))
-        return table
-    for i, column in enumerate(cells):
-        header = Text.assemble((column.title, "bold"), "\n", (column.note, "dim"))
-        table.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
-    for row in zip(*(column.cells for column in cells), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+            table.add_row(label, *(Text(cell) for cell in figure.cells[part]))
+        tables.append(table)
+    return Group(*tables)

@@ -206,7 +206,17 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         *_time_tiles(summary),
         ("Replies", f"{accepted:,}", f"accepted; {num_rejected:,} rejected"),
         *_client_tiles(summary),
+        *_trust_tiles(summary),
     ]
+
+
+def _trust_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What privacy has spent, and who attacked, where a run has them."""
+    found = (
+        ("Privacy", units.privacy_figures(summary), "spent in the whole run"),
+        ("Attackers", units.attackers(summary), "clients, by what they did"),
+    )
+    return [tile for tile in found if tile[1]]
 
 
 def _client_tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -29,6 +29,7 @@ class ClientTotals:
     device: str = units.MISSING
     num_examples: int = 0
     replies: int = 0
+    timed: int = 0  # replies with device times
     accepted: int = 0
     unavailable: int = 0  # rounds in which its device did not answer
     bytes_up: float = 0.0
@@ -52,14 +53,15 @@ class ClientTotals:
         self.bytes_down += units.number(line.get("bytes_down")) or 0.0
         self.compute_seconds += units.number(line.get("compute_seconds")) or 0.0
         times = line.get("device_seconds")
-        if isinstance(times, Mapping):
+        if isinstance(times, Mapping) and units.number(times.get("total")) is not None:
+            self.timed += 1
             self.device_compute += units.number(times.get("compute")) or 0.0
             self.device_uplink += units.number(times.get("uplink")) or 0.0
             self.device_downlink += units.number(times.get("downlink")) or 0.0
 
     def device_parts(self) -> tuple[float, float, float]:
         """Mean seconds a reply on the device: downlink, compute, uplink."""
-        count = max(self.replies, 1)
+        count = max(self.timed, 1)
         parts = (self.device_downlink, self.device_compute, self.device_uplink)
         return parts[0] / count, parts[1] / count, parts[2] / count
 
@@ -107,6 +109,11 @@ class RunFolder:
     setting: dict[str, Any] = field(default_factory=dict)
     examples: Examples | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_buffered(self) -> bool:
+        """Whether the server stepped without waiting for stragglers."""
+        return bool(self.setting.get("federation.mode") == "buffered")
 
 
 def read_run_folder(path: Path | str) -> RunFolder:
@@ -177,7 +184,9 @@ def _summary(run: RunFolder) -> dict[str, Any]:
             run.notes.append("summary.json could not be read")
     else:
         run.notes.append("summary.json is missing: the run has not ended; figures so far")
-    return {**_figures_of_lines(run), **{k: v for k, v in summary.items() if v is not None}}
+    # Without a value the lines' own counts; a privacy loss without one has no bound.
+    known = {k: v for k, v in summary.items() if v is not None or k.startswith("epsilon")}
+    return {**_figures_of_lines(run), **known}
 
 
 def _figures_of_lines(run: RunFolder) -> dict[str, Any]:
@@ -196,10 +205,12 @@ def _figures_of_lines(run: RunFolder) -> dict[str, Any]:
     num_replies = sum(replies.values())
     if num_replies:
         figures["replies"] = dict(replies)
-        num_sent = max(num_replies - replies["unavailable"], 1)
-        for key in ("bytes_up", "bytes_down"):
-            total = sum(units.number(line.get(key)) or 0.0 for line in run.rounds)
-            figures[f"{key}_per_client_round"] = total / num_sent
+        for key, clients in (("bytes_up", "clients_up"), ("bytes_down", "clients_down")):
+            total, num_sent = (
+                sum(units.number(line.get(name)) or 0.0 for line in run.rounds)
+                for name in (key, clients)
+            )
+            figures[f"{key}_per_client_round"] = total / max(num_sent, 1)
     times = [units.number(line.get("seconds")) for line in run.rounds]
     if any(t is not None for t in times):
         figures["seconds"] = sum(t for t in times if t is not None)

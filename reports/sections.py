@@ -176,9 +176,12 @@ def replies(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
             text += f"<p>{escape(what)}.</p>"
         guarded = sum(line.get("reproducible") is False for line in run.rounds)
         if guarded:
+            what = "the wall-clock guard or a fault of a machine"
+            if run.is_buffered:
+                what += ", or the measured time of training,"
             text += (
-                f"<p>{escape(name)}: {units.counted(guarded, 'round')} not reproducible (the "
-                "wall-clock guard or a fault of a machine decided whose update counted).</p>"
+                f"<p>{escape(name)}: {units.counted(guarded, 'round')} not reproducible ({what} "
+                "decided whose update counted).</p>"
             )
     rows = [
         [

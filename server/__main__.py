@@ -6,10 +6,8 @@ Without a command it starts the server and minds it until Ctrl-C or SIGTERM.
 import fedcunet.environment  # isort: skip  # noqa: F401  (before Flower)
 
 import json
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +17,7 @@ from fedcunet.commands.errors import run_app
 from fedcunet.data import DATASETS
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import json_text
+from fedcunet.processes import end_as_by_ctrl_c
 from server import admission
 from server.certificates import Certificates, make_certificates, names_of_file
 from server.folder import DEFAULT_FOLDER, Request, ServerFolder, existing
@@ -87,15 +86,11 @@ def start(
         certificates=_certificates(home, authority, certificate, key, insecure),
         exposed=exposed,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_by_ctrl_c()
     with superlink.running() as process:
         _say_that_it_runs(superlink)
         code = process.wait()
     raise RunFailure(f"the SuperLink ended by itself (code {code}); see {home.log}")
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _certificates(
@@ -266,7 +261,7 @@ def run(
         wait_seconds=wait,
         resume=resume,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_by_ctrl_c()
     with RunDisplay(quiet=quiet) as display:
         run_id = submit(home, config, request)
         summary = Follower(folder=home, run_id=run_id, display=display).follow()

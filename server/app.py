@@ -139,6 +139,7 @@ def serve(
     check_accountant(config.privacy)
     test_data = TestData.load(config)
     recorder = RunRecorder(out, config, resume=resume)
+    recorder.faults = lambda: getattr(grid, "faults", {})  # of the Ray engine
     token = _token(name)
     try:
         display.begin(
@@ -168,7 +169,7 @@ def serve(
         summary = run.summary(name, time.perf_counter() - begin)
         summary["left_out"] = server.left_out
         summary["fleet"] = fleet(server.clients, config)
-        summary["workers_replaced"] = getattr(grid, "faults", {})  # of the Ray engine
+        summary["workers_replaced"] = dict(recorder.workers_replaced())
         recorder.summary(summary)
         display.end(summary)
     finally:
@@ -325,11 +326,11 @@ class _Run:
         recorder = self._recorder
         size, ratio = self._model_size()
         totals = recorder.totals
-        num_replies = sum(recorder.replies.values()) - recorder.replies[UNAVAILABLE]
         committed, abandoned = totals["committed"], totals["abandoned"]
         layout = network_layout(self.model)
-        per_reply = 1 / max(num_replies, 1)
-        up, down = totals["bytes_up"] * per_reply, totals["bytes_down"] * per_reply
+        up, down = (
+            totals[f"bytes_{way}"] / max(totals[f"clients_{way}"], 1) for way in ("up", "down")
+        )
         return {
             "name": name,
             "outcome": "completed" if committed else "failed",
@@ -351,7 +352,7 @@ class _Run:
             "bytes_down_per_client_round": down,
             "bits_per_parameter_up": 8 * up / layout.num_parameters,
             "bits_per_parameter_down": 8 * down / layout.num_parameters,
-            "replies": dict(recorder.replies),
+            "replies": {"accepted": 0} | dict(recorder.replies),
             "attackers": dict(Counter(attackers_of(self._config).values())),
             "device_seconds_per_round": recorder.device_seconds / max(committed + abandoned, 1),
             "seconds": self._recorder.seconds_before + seconds,

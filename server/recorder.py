@@ -74,6 +74,9 @@ class RunRecorder:
         self.client_figures: dict[str, Any] = {}
         self.privacy: dict[str, float | None] = {}  # spent so far, where it is on
         self.checkpoints_failed = 0
+        # Workers that were replaced, by reason: by this process, and before it.
+        self.faults: Callable[[], Mapping[str, int]] = dict
+        self.faults_before: Counter[str] = Counter()
         # Where the time goes: all clients' training and coding, and the server's waiting for them,
         # aggregating and evaluating.
         self.seconds_of: defaultdict[str, float] = defaultdict(float)
@@ -109,6 +112,8 @@ class RunRecorder:
             "metric": evaluation.percent if evaluation else None,
             "bytes_up": line.bytes_up,
             "bytes_down": line.bytes_down,
+            "clients_up": line.clients_up,
+            "clients_down": line.clients_down,
             "device_seconds": line.device_seconds,
             "seconds": line.seconds,
             "learning_rate": line.learning_rate,
@@ -121,8 +126,8 @@ class RunRecorder:
         clients = list(clients)
         self._append("clients.jsonl", [_client_object(client) for client in clients])
         self.totals[line.outcome] += 1
-        self.totals["bytes_up"] += line.bytes_up
-        self.totals["bytes_down"] += line.bytes_down
+        for key in ("bytes_up", "bytes_down", "clients_up", "clients_down"):
+            self.totals[key] += getattr(line, key)
         self.replies.update(line.replies)
         self.device_seconds += line.device_seconds
         for name, key in (("train", "compute-seconds"), ("code", "encode-seconds")):
@@ -184,6 +189,7 @@ class RunRecorder:
             "client_figures": self.client_figures,
             "privacy": self.privacy,
             "checkpoints_failed": self.checkpoints_failed,
+            "workers_replaced": dict(self.workers_replaced()),
             "seconds_of": dict(self.seconds_of),
             "seconds": self.seconds_before + time.perf_counter() - self._begin,
         }
@@ -193,6 +199,10 @@ class RunRecorder:
             lambda: write_saved(path, {**parts, RECORDER: Saved(facts=counts)}),
             needed=self._config.privacy.enabled,
         )
+
+    def workers_replaced(self) -> Counter[str]:
+        """By reason, in the whole run."""
+        return self.faults_before + Counter(self.faults())
 
     def _keep(self, path: Path, write: Callable[[], None], *, needed: bool = False) -> None:
         """A file that cannot be written, on a full disk, costs itself; the one before stays.
@@ -235,6 +245,7 @@ class RunRecorder:
         self.client_figures = counts["client_figures"]
         self.privacy = counts["privacy"]
         self.checkpoints_failed = counts["checkpoints_failed"]
+        self.faults_before = Counter(counts["workers_replaced"])
         self.seconds_before = counts["seconds"]
         self.seconds_of.update(counts["seconds_of"])
         last_round = self.saved["server"].facts["round"]

@@ -1,6 +1,7 @@
 """Where run folders are made, and which of them is gone on with."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from fedcunet.errors import UserError
@@ -37,3 +38,17 @@ def chosen_folder(out: Path | None, name: str, *, resume: bool) -> Path:
     if resume and not taken:
         raise UserError(f"folder {out}: expected a run to resume, found none")
     return out
+
+
+def check_comparison(folder: Path, names: Collection[str]) -> None:
+    """Raises UserError if a folder to resume holds anything but a comparison of settings.
+
+    Args:
+        folder: of the comparison.
+        names: of the settings' run folders, which may be there already.
+    """
+    for path in folder.iterdir():
+        is_run = path.is_dir() and (path.name in names or (path / "config.toml").exists())
+        known = path.name in ("table.json", "report.html") or path.name.startswith(".")
+        if not (is_run or known):
+            raise UserError(f"folder {folder}: expected a comparison to resume, found {path.name}")

@@ -24,7 +24,7 @@ from fedcunet.robust import check_breakdown
 from reports.display import RunDisplay, comparison_table
 from reports.report import write_comparison_report, write_run_report
 from server.app import read_subsets, serve
-from server.run_folders import chosen_folder
+from server.run_folders import check_comparison, chosen_folder
 from simulations.engine import Engine
 
 app = typer.Typer(
@@ -105,9 +105,17 @@ def run(
     chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
     folder = chosen_folder(out, setting.stem, resume=resume)
     with ExitStack() as stack, RunDisplay(quiet=quiet) as display:
-        chosen.session([config], stack)
+        chosen.check(config)
+        chosen.session(stack)
         grid = chosen.grid(config, stack)
-        summary = serve(grid, config, out=folder, name=setting.stem, display=display, resume=resume)
+        try:
+            summary = serve(
+                grid, config, out=folder, name=setting.stem, display=display, resume=resume
+            )
+        except RunFailure:
+            if _summary_of(folder):
+                write_run_report(folder)
+            raise
         faults = _faults(summary)
     _print_lines(faults)
     report = write_run_report(folder)
@@ -144,15 +152,26 @@ def compare(
         _configured(setting, data, root, clients, rounds, seed, values) for setting in settings
     ]
     folder = chosen_folder(out, "compare", resume=resume)
+    if resume:
+        check_comparison(folder, names)
     summaries: list[dict[str, Any]] = []
     failures: dict[str, Exception] = {}
     faults: list[str] = []
     with ExitStack() as session, RunDisplay(quiet=quiet) as display:
         session.enter_context(held(folder))
-        largest = max(configs, key=lambda config: config.federation.clients)
-        _engine(engine, num_workers, num_gpus, ray_address, largest).session(configs, session)
-        for name, config in zip(names, configs, strict=True):
-            chosen = _engine(engine, num_workers, num_gpus, ray_address, config)
+        engines = [
+            _engine(engine, num_workers, num_gpus, ray_address, config) for config in configs
+        ]
+        for name, config, chosen in zip(names, configs, engines, strict=True):
+            try:
+                chosen.check(config)
+            except (RunFailure, UserError) as failure:
+                failures[name] = failure
+        if len(failures) < len(configs):
+            max(engines, key=lambda one: one.num_workers).session(session)
+        for name, config, chosen in zip(names, configs, engines, strict=True):
+            if name in failures:
+                continue
             try:
                 with ExitStack() as stack:
                     grid = chosen.grid(config, stack)
@@ -169,6 +188,7 @@ def compare(
                     faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
             except (RunFailure, UserError) as failure:  # the other settings are still worth running
                 failures[name] = failure
+                summaries += _summary_of(folder / name)
     _print_lines(faults)
     what_failed = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
     if not summaries:
@@ -262,6 +282,12 @@ def _engine(
         num_gpus=num_gpus,
         ray_address=ray_address,
     )
+
+
+def _summary_of(folder: Path) -> list[dict[str, Any]]:
+    """The summary of a run that came to its end without a committed round, or nothing."""
+    path = folder / "summary.json"
+    return [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
 def _faults(summary: dict[str, Any]) -> list[str]:

@@ -44,15 +44,18 @@ class Engine:
         if self.num_gpus < 0:
             raise UserError(f"--num-gpus: expected 0 or more, found {self.num_gpus}")
 
-    def session(self, configs: list[RunConfig], stack: ExitStack) -> None:
-        """Starts Ray until the stack closes, so that the runs of all `configs` share one.
+    def check(self, config: RunConfig) -> None:
+        """Raises RunFailure if memory does not suffice for workers that train the setting."""
+        if self.name == "ray" and self.ray_address is None:
+            check_memory(self.num_workers, worker_bytes(config))
+
+    def session(self, stack: ExitStack) -> None:
+        """Starts Ray until the stack closes, so that the runs of several settings share one.
 
         Raises:
-            RunFailure: if memory does not suffice for the workers, or Ray does not start.
+            RunFailure: if Ray does not start.
         """
         if self.name == "ray":
-            if self.ray_address is None:
-                check_memory(self.num_workers, max(map(worker_bytes, configs)))
             stack.enter_context(
                 start_ray(self.num_workers, num_gpus=self.num_gpus, ray_address=self.ray_address)
             )

@@ -138,6 +138,8 @@ def write_run(
                 "metric": None if lost or number % 2 else metric,
                 "bytes_up": up * num_clients,
                 "bytes_down": down * num_clients,
+                "clients_up": num_clients,
+                "clients_down": num_clients,
                 "device_seconds": slowest,
                 "seconds": 3.1,
                 "learning_rate": 0.001,

@@ -180,7 +180,7 @@ def test_library_files_import_only_what_their_part_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files("fedcunet"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_two_library_files_import_flower_and_none_ray(path: Path) -> None:
+def test_only_the_named_library_files_import_flower_and_none_ray(path: Path) -> None:
     tops = {name.split(".")[0] for name in imports_of(path)}
     assert "ray" not in tops
     if str(path.relative_to(ROOT)) not in FLOWER_FILES:

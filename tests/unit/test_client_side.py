@@ -241,6 +241,16 @@ if sys.argv[1] == "stays":
 """
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_process_as_ctrl_c_does(ignored: bool) -> None:
+    code = "import signal, os; from fedcunet.processes import end_as_by_ctrl_c\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
+    code += "end_as_by_ctrl_c()\ntry:\n os.kill(os.getpid(), signal.SIGHUP)\n print('lives')\n"
+    code += "except KeyboardInterrupt:\n print('interrupted')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ("lives\n" if ignored else "interrupted\n")
+
+
 @pytest.mark.parametrize("parent", ["stays", "goes first"])
 def test_a_family_is_ended_to_the_last_child_even_where_the_parent_has_gone(
     parent: str, monkeypatch: pytest.MonkeyPatch

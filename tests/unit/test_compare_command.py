@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fedcunet.config import RunConfig
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held
+from simulations.engine import Engine
 from tests.conftest import Command
 from tests.made_runs import write_run
 
@@ -79,6 +80,53 @@ def test_a_setting_that_cannot_be_run_costs_a_comparison_itself_only(
         code, _, err = command("simulations", "compare", tiny_setting, *arguments)
     assert (code, err) == (2, f"simulations: {out}: another process is at work there\n")
     assert len(begun) == 3
+
+
+def test_a_setting_that_does_not_fit_into_memory_costs_itself_only(
+    command: Command, tiny_setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(engine: Engine, config: RunConfig) -> None:
+        if config.seed == 7:
+            raise RunFailure("a step needs more than there is")
+
+    monkeypatch.setattr(Engine, "check", check)
+    other = tiny_setting.with_name("big.toml")
+    other.write_text("seed = 7\n" + tiny_setting.read_text())
+    out = tmp_path / "comparison"
+    arguments = ["--engine", "loopback", "--out", out, "--json"]
+    code, text, err = command("simulations", "compare", other, tiny_setting, *arguments)
+    assert (code, [row["name"] for row in json.loads(text)]) == (1, ["tiny"])
+    assert err.splitlines()[-1] == "simulations: big: a step needs more than there is"
+    code, text, err = command("simulations", "compare", other, *arguments, "--resume")
+    assert (code, err) == (1, "simulations: big: a step needs more than there is\n")
+
+
+def test_a_run_without_a_committed_round_has_a_report_and_its_row(
+    command: Command, tiny_setting: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--engine", "loopback", "--set", "federation.max-update-norm=1e-6", "--json"]
+    code, _, err = command("simulations", "run", tiny_setting, *arguments, "--out", out / "run")
+    assert (code, "no round was committed" in err) == (1, True)
+    assert "too-large" in (out / "run" / "report.html").read_text()
+    code, text, _ = command("simulations", "compare", tiny_setting, *arguments, "--out", out / "c")
+    (row,) = json.loads(text)
+    assert (code, row["outcome"], row["replies"]["accepted"]) == (1, "failed", 0)
+    assert (out / "c" / "report.html").is_file()
+
+
+def test_only_a_comparison_is_gone_on_with(
+    command: Command, tiny_setting: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").touch()
+    run = write_run(tmp_path / "run", "i8-w1", num_rounds=2)
+    for folder in (tmp_path / "photos", run):
+        before = sorted(folder.iterdir())
+        arguments = ["compare", tiny_setting, "--engine", "loopback", "--out", folder, "--resume"]
+        code, _, err = command("simulations", *arguments)
+        assert (code, "expected a comparison to resume, found" in err) == (2, True)
+        assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("text", ["{", "[{}]", '{"name": 1}', "7"])

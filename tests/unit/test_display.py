@@ -53,6 +53,8 @@ def line(number: int, **changes: Any) -> dict[str, Any]:
         "metric": 30.0 / number,
         "bytes_up": 8 * 33_100,
         "bytes_down": 8 * 424_000,
+        "clients_up": 8,
+        "clients_down": 8,
         **changes,
     }
 
@@ -81,10 +83,13 @@ def printed(render: object, width: int = 120) -> str:
 
 
 def test_a_device_that_is_away_is_not_rejected_and_was_sent_nothing() -> None:
-    made, out = console(terminal=False, width=40)
+    made, out = console(terminal=False, width=100)
     with RunDisplay(console=made, clock=Clock()) as display:
         display.begin("i8-w1", 4, "nme_percent", 17.9)
-        display.round_done(line(1, replies={"accepted": 4, "unavailable": 4}))
+        away = {"accepted": 4, "unavailable": 4}
+        display.round_done(line(1, replies=away, clients_up=4, clients_down=4))
+        panel = printed(display._panel())
+    assert "4 accepted  0 rejected  4 unavailable" in panel
     assert "accepted 4, rejected 0, unavailable 4 | " in out.getvalue()
     assert "66.2 kB up 848 kB down a client" in out.getvalue()
 
@@ -283,12 +288,14 @@ def test_the_comparison_table_leaves_out_what_no_run_knows() -> None:
     assert "12.5 s" in known
 
 
-def test_more_than_four_runs_are_a_row_each() -> None:
-    runs = [summary(f"[b]run{i}", 2.0, nme=5.0 + i) for i in range(5)]
-    lines = printed(comparison_table(runs), width=160).splitlines()
-    for i in range(5):
-        (row,) = [text for text in lines if f"[b]run{i}" in text]
-        assert f"{5 + i}.00 %" in row
+def test_more_than_four_runs_fit_a_narrow_terminal_in_several_tables() -> None:
+    runs = [summary(f"[b]run{i}", 2.0, nme=105.0 + i) for i in range(9)]
+    lines = printed(comparison_table(runs), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [text.split()[1:] for text in lines if "[b]run" in text]
+    assert names == [[f"[b]run{i}" for i in part] for part in (range(4), range(4, 8), [8])]
+    scores = [text.split()[3::2] for text in lines if text.startswith(" NME ")]
+    assert [float(cell) for row in scores for cell in row] == [105.0 + i for i in range(9)]
 
 
 def test_two_metrics_in_one_table_are_told_apart() -> None:

@@ -24,6 +24,8 @@ def line(number: int) -> RoundLine:
         train_loss=1.0,
         bytes_up=5,
         bytes_down=7,
+        clients_up=1,
+        clients_down=1,
         device_seconds=2.0,
         seconds=1.0,
         aggregate_seconds=0.5,

@@ -10,7 +10,7 @@ import pytest
 from fedcunet.config import RunConfig
 from fedcunet.layout import Layout
 from fedcunet.payload import pack
-from fedcunet.records import Description, Reply
+from fedcunet.records import BadReply, Description, Reply
 from fedcunet.replies import RoundLine, RoundReplies
 from fedcunet.terms import update_payload
 
@@ -99,3 +99,25 @@ def test_a_round_whose_clients_tell_no_loss_has_none() -> None:
     rows = [[0.0] * 6]
     assert line_of(judged(rows)).train_loss == 1.0
     assert line_of(judged(rows, metrics={})).train_loss is None
+
+
+def test_virtual_time_is_that_of_all_who_are_waited_for_and_bytes_of_those_who_send() -> None:
+    config = CONFIG.replace(federation__deadline_seconds=20.0)
+    honest, huge = [0.0, 0, 0, 0, 0, 0], [2e9, 0, 0, 0, 0, 0]
+    replies = judged([honest, huge], metrics={"device-seconds": 7.0})
+    assert isinstance(replies.mean(STATE, 1), np.ndarray)
+    assert [line.outcome for line in replies.lines] == ["accepted", "too-large"]
+    assert line_of(replies).device_seconds == 7.0
+    for bad, seconds in (("error-reply", 3.0), ("hung", 20.0)):
+        replies = judged([honest, huge], config=config, metrics={"device-seconds": 3.0})
+        replies.bytes_down = {0: 10, 1: 10}
+        replies.lines.clear()
+        reply = Reply(node_id=1, blob=b"x", num_examples=1, metrics={"device-seconds": 3.0})
+        replies.judge(0, reply)
+        replies.judge(1, BadReply(reason=bad, detail=""))
+        line = line_of(replies)
+        assert line.device_seconds == seconds
+        assert (line.clients_up, line.bytes_up, line.clients_down) == (1, 1, 2)
+    late = judged([honest], config=config, metrics={"device-seconds": 700.0})
+    assert [one.outcome for one in late.lines] == ["late"]
+    assert line_of(late).device_seconds == 20.0

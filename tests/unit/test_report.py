@@ -81,11 +81,35 @@ def test_nodes_that_were_left_out_are_listed_with_their_reasons(
 def test_bytes_of_a_run_that_has_not_ended_are_shared_by_those_that_were_sent_something(
     tmp_path: Path,
 ) -> None:
-    line = {"round": 1, "replies": {"accepted": 2, "unavailable": 2}, "bytes_down": 200}
+    line = {"round": 1, "replies": {"accepted": 2, "unavailable": 2}}
+    line |= {"bytes_down": 200, "clients_down": 2}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     summary = read_run_folder(tmp_path).summary
     assert summary["bytes_down_per_client_round"] == 100
     assert summary["replies"] == line["replies"]
+
+
+def test_what_privacy_has_spent_and_who_attacked_is_told(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "i8-w1", num_rounds=2)
+    file = folder / "summary.json"
+    spent = {"epsilon": None, "epsilon_server": 3.5, "delta": 1e-5, "attackers": {"nan": 2}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | spent))
+    text = read_page(write_run_report(folder)).text
+    assert "ε ∞ (to the server 3.50) at δ 1e-05" in text
+    assert "2 nan" in text
+
+
+def test_a_buffered_run_has_reasons_of_its_own(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "i8-w1", num_rounds=4)
+    file = folder / "summary.json"
+    assert "a round lasts as long as its slowest client" in read_page(write_run_report(folder)).text
+    summary = json.loads(file.read_text())
+    summary["setting"]["federation.mode"] = "buffered"
+    file.write_text(json.dumps(summary))
+    text = read_page(write_run_report(folder)).text
+    assert "a step comes when the buffer is full" in text
+    assert "slowest client" not in text
+    assert "or the measured time of training, decided whose update counted" in text
 
 
 def test_where_the_time_went_is_told(run_page: Page) -> None:

@@ -16,7 +16,7 @@ RIGHT_WRIST, RIGHT_ELBOW, RIGHT_SHOULDER, LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST 
 SIDES = (-1.0, 1.0)  # right, left
 _LEG = ((RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE), (LEFT_HIP, LEFT_KNEE, LEFT_ANKLE))
 _ARM = ((RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST), (LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST))
-_DOWN, _FORWARD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+_DOWN = np.array([0.0, 1.0, 0.0])
 _WAIST = 0.42  # where the spine bends, from the pelvis up
 
 
