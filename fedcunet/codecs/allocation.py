@@ -248,11 +248,12 @@ class Statistics:
             ratio = np.sqrt((square + np.sqrt(square * square + 4 * error * square)) / 2)
             least_ratio = steps_of_class(_THINNED_CLASS)
             least = scale * least_ratio**2 / np.sqrt(least_ratio**2 + error)
-            # A few large values, of which the deviation tells little, must not be left out.
+            # A few large values, of which the deviation tells little, must not be left out: such
+            # a tensor is coded whole at the least ratio, from which its share then goes down.
             greater = np.maximum(safe, self.roots)
             octaves = np.rint(_OCTAVE_PARTS * np.log2(least / greater)).astype(np.int64)
             octaves = np.clip(octaves, 0, 2**_THINNED_BITS - 1) * coded
-            ratio = np.where(octaves > 0, least_ratio, ratio)
+            ratio = np.maximum(ratio, least_ratio)
         else:
             ratio = safe / scale
             coded = coded & (ratio >= steps_of_class(0))

@@ -36,9 +36,9 @@ from fedcunet.codecs.trellis_body import (
 
 _TOLERANCE = 0.006  # of the budget
 _TOLERATED_BITS = 32
-_MAX_PILOTS, _MAX_PASSES = 4, 3
-# Of S, the greatest value being 1/2 to 1; for `even` times the least deviation.
-_SCALE_RANGE = (2.0**-36, 2.0**6)
+_MAX_PILOTS, _MAX_PASSES = 12, 6  # two or three and one, unless a few large values carry all
+# Of steps, the greatest value being 1/2 to 1.
+_STEP_RANGE = (2.0**-36, 2.0**6)
 # A pilot's lanes are short where values are few; long ones tell the rate more exactly.
 _PILOT_VALUES, _PILOT_STEPS, _FEW_PILOT_STEPS = 2**16, 512, 64
 # A lane costs about 3.5 bits; a step takes nearly as long with one lane as with `_SOME_LANES`.
@@ -159,6 +159,25 @@ class _Draft:
     num_bits: float  # of the whole body, to a few bytes
 
 
+@dataclass(slots=True)
+class _Bracket:
+    """Between which scales the one lies that is looked for."""
+
+    low: float  # has too many bits
+    high: float  # has too few
+
+    def narrow(self, scale: float, *, too_many: bool) -> None:
+        """Takes in what was found."""
+        if too_many:
+            self.low = max(self.low, scale)
+        else:
+            self.high = min(self.high, scale)
+
+    def inside(self, scale: float) -> float:
+        """The scale, or the middle by the logarithm where it does not lie between."""
+        return scale if self.low < scale < self.high else float(np.sqrt(self.low * self.high))
+
+
 class _Job:
     """One vector on its way to bytes: finds the scale S that meets the budget."""
 
@@ -177,9 +196,11 @@ class _Job:
         # Brought to magnitudes up to 1, so that no step or quotient leaves float32's range.
         self._exponent = statistics.exponent
         self._values = np.ldexp(values, -self._exponent)
-        least = statistics.deviations[statistics.deviations > 0].min(initial=1)
-        unit = least if codec.form == "even" else 1.0
-        self._range = (unit * _SCALE_RANGE[0], unit * _SCALE_RANGE[1])
+        least, most = _STEP_RANGE
+        known = statistics.deviations[statistics.deviations > 0]
+        if codec.form == "even" and known.size:  # S is the least of the steps, half for rounding
+            least, most = least * known.min(), most / 2 * known.min() / known.max()
+        self._range = (least, most)
         self._tolerance = max(_TOLERANCE * budget, _TOLERATED_BITS)
         self._tail_bits = self._predicted(self._scale_for(budget), 1 / TAIL)
         filled = self._tail_bits / 16 + budget / _BITS_PER_EMPTY_LANE
@@ -188,27 +209,36 @@ class _Job:
 
     def best_body(self, most: int) -> bytes:
         """The body nearest to the budget, and never longer than `most` bytes."""
-        scale = self._scale_for(self._budget)
+        scale, bracket = self._scale_for(self._budget), _Bracket(*self._range)
         for _ in range(_MAX_PILOTS):
             excess = self._pilot_excess(scale)
             if abs(self._predicted(scale) + excess - self._budget) <= self._tolerance / 2:
                 break
-            scale = self._scale_for(self._budget - excess)
-        best = self._draft(scale)
+            scale = self._next_scale(scale, excess, bracket)
+        best = draft = self._draft(scale)
+        bracket = _Bracket(*self._range)
         for _ in range(_MAX_PASSES):
             if self._miss(best) <= self._tolerance:
                 break
-            excess = best.num_bits - self._predicted(best.scale)
-            draft = self._draft(self._scale_for(self._budget - excess))
-            if self._miss(draft) >= self._miss(best):
-                break
-            best = draft
+            excess = draft.num_bits - self._predicted(draft.scale)
+            draft = self._draft(self._next_scale(draft.scale, excess, bracket))
+            best = min(best, draft, key=self._miss)
         body = self._body(best)
         while len(body) > most:
             best = self._draft(1.25 * best.scale)
             body = self._body(best)
             assert best.scale < 8 * self._range[1]
         return body
+
+    def _next_scale(self, scale: float, excess: float, bracket: "_Bracket") -> float:
+        """After one with so many bits above the prediction: the one that has the budget with them.
+
+        Where the excess changes with S, as with values of which many are zero, that may lie on the
+        far side of one that was tried: then the middle of what is left.
+        """
+        too_many = self._predicted(scale) + excess > self._budget
+        bracket.narrow(scale, too_many=too_many)
+        return bracket.inside(self._scale_for(self._budget - excess))
 
     def _miss(self, draft: _Draft) -> float:
         return abs(draft.num_bits - self._budget)

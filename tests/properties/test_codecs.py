@@ -117,6 +117,57 @@ def test_the_length_of_a_body_is_what_was_asked_for(codec: Codec, bits: float) -
         assert 8 * len(body) <= bits * (length + 63) + 8 * 4 * (length // per_scale + 9)
 
 
+def peaked(kind: str) -> np.ndarray:
+    """40 tensors of 500 values, of which a few carry the energy, as steps that bfloat16 takes."""
+    generator = np.random.default_rng(11)
+    scales = np.repeat(np.exp(generator.normal(0, 0.7, 40)), 500)
+    gaussian = generator.standard_normal(20_000)
+    values = {
+        "half zeros": gaussian * (generator.random(20_000) < 0.5),
+        "a tenth is not zero": gaussian * (generator.random(20_000) < 0.1),
+        "dead filters": gaussian * np.repeat(generator.random(800) < 0.4, 25),
+        "some tensors are sparse": gaussian * (np.arange(20_000) < 10_000)
+        + gaussian * (generator.random(20_000) < 0.05),
+        "Laplace cubed": generator.laplace(size=20_000) ** 3,
+        "a mixture of scales": gaussian * np.exp(1.5 * generator.standard_normal(20_000)),
+    }[kind]
+    return (values * scales).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["trellis", "trellis-wiener", "dithered"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "half zeros",
+        "a tenth is not zero",
+        "dead filters",
+        "some tensors are sparse",
+        "Laplace cubed",
+        "a mixture of scales",
+    ],
+)
+def test_budgets_are_met_where_few_values_carry_the_energy(name: str, kind: str) -> None:
+    codec, segments = CODECS[name], (500,) * 40
+    vector = peaked(kind)
+    gaussian = np.random.default_rng(12).standard_normal(20_000).astype(np.float32)
+    for bits in (0.5, 1, 2):
+        body = codec.encode(vector, bits=bits, seed=SEED, segments=segments)
+        assert abs(8 * len(body) / vector.size - bits) < 0.05 * bits
+        decoded = codec.decode(body, length=20_000, bits=bits, seed=SEED, segments=segments)
+        # Such values are worth no more bits than Gaussian ones of the same energy, of which
+        # Wiener's factor does not know all.
+        most = 1.3 if codec.unbiased else 1.5
+        assert nmse(decoded, vector) < most * nmse(round_trip(codec, gaussian, bits), gaussian)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03])
+def test_even_steps_reach_beyond_values_of_which_most_are_zero(share: float) -> None:
+    generator = np.random.default_rng(13)
+    vector = (generator.standard_normal(3000) * (generator.random(3000) < share)).astype(np.float32)
+    body = CODECS["trellis-even"].encode(vector, bits=0.25, seed=SEED)
+    assert len(body) <= CODECS["trellis-even"].body_limits(length=3000, bits=0.25)[1]
+
+
 @pytest.mark.parametrize(("codec", "bits"), ALL)
 def test_a_body_of_another_length_is_refused(codec: Codec, bits: float) -> None:
     vector = np.ones(100, dtype=np.float32)
