@@ -15,7 +15,6 @@ The attacks, on the whole update, BatchNorm statistics too:
   scales that are NaN or (`linear`) huge, those with an entropy coder bytes that no encoder writes.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ import numpy as np
 from fedcunet.data.augmentation import Augmentation
 from fedcunet.data.crops import CropBatch, Crops, CropSubset
 from fedcunet.expected import CHECKSUM_BYTES, HEADER_BYTES
+from fedcunet.payload_header import checksum
 
 ATTACK_KEY = "attack"  # of a virtual client's node config
 SCALE = 10.0
@@ -52,7 +52,7 @@ def hostile_payload(attack: str, payload: bytes) -> bytes:
     if attack != "nan":
         return payload
     content = payload[:HEADER_BYTES].ljust(len(payload) - CHECKSUM_BYTES, b"\xff")
-    return content + hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
+    return content + checksum(content)
 
 
 class ShiftedCrops(CropSubset):

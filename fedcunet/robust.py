@@ -151,7 +151,8 @@ def _norm_clipping(updates: UpdateFile, attackers: int, is_parameter_N: np.ndarr
         squares_n += (parameters_nB**2).sum(axis=1)
     norms_n = np.sqrt(squares_n)
     limit = np.median(norms_n)
-    factors_n = np.minimum(1, limit / np.maximum(norms_n, np.finfo(np.float64).tiny))
+    longer_n = np.maximum(norms_n, limit)
+    factors_n = np.divide(limit, longer_n, out=np.ones(len(updates)), where=longer_n > 0)
     return _weighted_mean(updates, np.array(updates.weights), factors_n)
 
 

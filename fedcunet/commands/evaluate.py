@@ -67,6 +67,7 @@ def evaluate(
         "images_left_out": found.images_left_out,
         found.metric_name: found.percent,
         "joint_mean_percent": found.joint_mean_percent,
+        "joints_percent": found.joints_percent,
         "per_landmark": [round(float(value), 4) for value in found.per_landmark_K],
         "auc": found.auc,
         "failure_percent": found.failure_percent,
@@ -78,9 +79,13 @@ def evaluate(
         return
     title = f"{checkpoint} on {test_set.name} '{subset}'"
     table = Table(title=title, box=None, show_header=False)
-    names = [key for key in result if key != "per_landmark" and result[key] is not None]
-    for name in names:
-        value = result[name]
+    shown = {
+        key: one for key, one in result.items() if key not in ("per_landmark", "joints_percent")
+    }
+    shown |= {f"  {name}": share for name, share in (found.joints_percent or {}).items()}
+    for name, value in shown.items():
+        if value is None:
+            continue
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     Console().print(table)
 

@@ -215,7 +215,7 @@ def _annotation(
 
 
 def _squeezed(stem: str) -> str:
-    # The box files and the images do not agree on spaces ("image_092 _01").
+    # Box files, images and points do not agree on spaces ("image_092 _01").
     return stem.replace(" ", "")
 
 
@@ -268,14 +268,15 @@ def _paired_files(root: Path, folder: str, problems: list[str]) -> list[tuple[Pa
         if path.stem.endswith("_mirror"):
             mirrored += 1
         elif suffix == ".pts":
-            points[path.stem] = path
+            points[_squeezed(path.stem)] = path
         else:
-            images.setdefault(path.stem, path)
+            images.setdefault(_squeezed(path.stem), path)
     if mirrored:
         problems.append(f"{folder}: {mirrored} _mirror files (not part of 300-W) are ignored")
     _report(problems, folder, "no image to", [points[s].name for s in points if s not in images])
     _report(problems, folder, "no .pts to", [images[s].name for s in images if s not in points])
-    return [(images[stem], points[stem]) for stem in sorted(images) if stem in points]
+    pairs = [(image, points[stem]) for stem, image in images.items() if stem in points]
+    return sorted(pairs, key=lambda pair: pair[0].stem)
 
 
 def _report(problems: list[str], folder: str, what: str, names: Sequence[str]) -> None:

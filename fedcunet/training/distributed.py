@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fedcunet.config import UpdateConfig
 from fedcunet.data.crops import Crops, CropSubset
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.expected import Expected
 from fedcunet.layout import Layout
 from fedcunet.payload import admit, pack
@@ -164,6 +164,10 @@ class Team:
         """Replaces this process's gradient by the mean of all processes' coded gradients."""
         layout = self._layout(parameters)
         corrected_N = gradient_N.detach().cpu() + self._residual_of(parameters)
+        if not torch.isfinite(corrected_N).all():
+            raise RunFailure(
+                f"training step {self.num_steps + 1}: a gradient is not finite; lower the rate"
+            )
         blob = pack(corrected_N.numpy(), self._expected(layout, self.rank))
         total_N = np.zeros(layout.num_parameters, dtype=np.float64)
         for rank, other in enumerate(self._gather(blob)):

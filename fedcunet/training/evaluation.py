@@ -28,6 +28,8 @@ class Evaluation:
     auc: float | None  # of the NME below 8 %, faces only
     failure_percent: float | None  # share of images with NME above 8 %, faces only
     joint_mean_percent: float | None = None  # people: plain mean of the joints' own shares
+    # People: shares of the usual tables' rows, head to ankle; NaN where no such joint is labelled.
+    joints_percent: dict[str, float] | None = None
     images_left_out: int = 0  # that cannot be scored; their `error_N` is NaN
 
 
@@ -162,10 +164,11 @@ def score(
     if metric == "pckh":
         assert head_size_N is not None  # or nobody could be scored
         rates = metrics.pckh(predicted_NK2, target_NK2, labelled_NK, head_size_N)
-        length_N1 = head_size_N[:, None]
+        length_N1, rows = head_size_N[:, None], metrics.MPII_GROUPS
     else:
         rates = metrics.pck(predicted_NK2, target_NK2, labelled_NK)
         length_N1 = np.linalg.norm(target_NK2[:, 9] - target_NK2[:, 2], axis=1)[:, None]
+        rows = metrics.LSP_GROUPS
     distance_NK = np.linalg.norm(predicted_NK2 - target_NK2, axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         share_NK = np.where(labelled_NK, distance_NK / length_N1, 0.0)
@@ -178,6 +181,7 @@ def score(
         auc=None,
         failure_percent=None,
         joint_mean_percent=rates.joint_mean,
+        joints_percent=rates.groups(rows),
         images_left_out=left_out,
     )
 

@@ -128,6 +128,17 @@ def test_a_checkpoint_of_mpii_is_evaluated_on_lsp_and_not_on_faces(
     assert len(result["per_landmark"]) == 14
     assert result["mean_shape_percent"] >= 0
     assert 0 <= result["joint_mean_percent"] <= 100
+    assert list(result["joints_percent"]) == [
+        "head",
+        "shoulder",
+        "elbow",
+        "wrist",
+        "hip",
+        "knee",
+        "ankle",
+    ]
+    ankle = (result["per_landmark"][0] + result["per_landmark"][5]) / 2
+    assert result["joints_percent"]["ankle"] == pytest.approx(ankle, abs=1e-3)
     assert result["boxes"] == "square landmark box x 1.5"
     assert "trained on mpii16; of its 16 landmarks the 14 of lsp14 are scored" in err
     code, text, err = command("fedcunet", "evaluate", "--data", "300w", *arguments, tiny_root)

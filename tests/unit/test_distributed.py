@@ -15,7 +15,7 @@ from torch import nn
 
 from fedcunet.config import RunConfig, UpdateConfig
 from fedcunet.data import load
-from fedcunet.errors import UserError
+from fedcunet.errors import RunFailure, UserError
 from fedcunet.expected import OVERHEAD_BYTES, Expected
 from fedcunet.layout import Layout
 from fedcunet.training.central import train_network
@@ -54,6 +54,14 @@ def test_what_coding_loses_is_added_to_later_gradients(alone: None, seed: int) -
     # In another bucket the same parameters find what they lost.
     swapped_N = team._residual_of(parameters[::-1])
     torch.testing.assert_close(swapped_N, torch.cat([left_N[15:], left_N[:15]]))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_in_one_line(alone: None) -> None:
+    team = Team(rank=0, size=1, device="cpu", update=SIGN, seed=0)
+    parameters: list[torch.Tensor] = [nn.Parameter(torch.zeros(3))]
+    team._fine = {parameters[0]: False}
+    with pytest.raises(RunFailure, match="step 1: a gradient is not finite; lower the rate"):
+        team.mean_of_all(torch.tensor([1.0, float("nan"), 0.0]), parameters)
 
 
 CENTRAL = RunConfig().replace(

@@ -76,6 +76,9 @@ def test_norms_are_clipped_to_their_median_and_the_mean_is_weighted(tmp_path: Pa
     expected = [(3 * 1 + 6 * 1 + 6 * 2) / 4, (4 * 1 + 8 * 1 - 8 * 2) / 4]
     found = aggregated("norm-clipping", rows, tmp_path, weights=[1, 1, 2])
     assert found == pytest.approx(expected, rel=1e-6)
+    # An update of zeros is no longer than any limit, and a limit of zero leaves nothing.
+    assert aggregated("norm-clipping", [[0, 0], [9, 0], [9, 0]], tmp_path).tolist() == [6, 0]
+    assert aggregated("norm-clipping", [[0, 0], [0, 0], [9, 0]], tmp_path).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("rule", ["trimmed-mean", "median", "multi-krum"])

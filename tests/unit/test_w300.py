@@ -264,9 +264,11 @@ def test_the_private_test_in_two_spellings_at_once_counts_once(make_300w) -> Non
 
 def test_names_with_spaces_are_faces_of_their_photo(make_300w) -> None:
     root = make_300w({"ibug": ["image_092 _01.jpg", "image_092_02.jpg"]})
+    (root / "ibug" / "image_092 _01.pts").rename(root / "ibug" / "image_092_01.pts")
     challenge = load("300w", root, "challenge")
     assert {a.photo for a in challenge.annotations} == {"ibug/image_092"}
     assert len(challenge.annotations) == 2
+    assert challenge.problems == ()
 
 
 def test_numbers_with_gaps_are_never_counted_through(make_300w) -> None:

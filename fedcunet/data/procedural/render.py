@@ -85,14 +85,18 @@ def paint_squares(view: np.ndarray, squares: Squares, *, soften: float) -> None:
 
 def seen_joints(points_K3: np.ndarray, squares: Squares, lens: Lens) -> np.ndarray:
     """Which of the points (K, 3) no square hides that lies clearly in front of them, bool (K,)."""
-    flat_K2 = lens.project(points_K3)
-    start = squares.corners[None]  # (1, N, 4, 2)
-    edge = np.roll(squares.corners, -1, axis=1)[None] - start
-    to_point = flat_K2[:, None, None] - start
-    cross = edge[..., 0] * to_point[..., 1] - edge[..., 1] * to_point[..., 0]
-    inside = (cross >= 0).all(axis=2) | (cross <= 0).all(axis=2)
+    inside = under_squares(lens.project(points_K3), squares)
     nearer = squares.depth[None] > points_K3[:, 2:3] + 0.26
     return np.asarray(~(inside & nearer).any(axis=1))
+
+
+def under_squares(points_K2: np.ndarray, squares: Squares) -> np.ndarray:
+    """Which points (pixels) lie in which square, bool (K, N)."""
+    start = squares.corners[None]  # (1, N, 4, 2)
+    edge = np.roll(squares.corners, -1, axis=1)[None] - start
+    to_point = points_K2[:, None, None] - start
+    cross = edge[..., 0] * to_point[..., 1] - edge[..., 1] * to_point[..., 0]
+    return np.asarray((cross >= 0).all(axis=2) | (cross <= 0).all(axis=2))
 
 
 def _corners(mesh: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from .figure import figure_surfaces
 from .looks import Light, sample_light
 from .outfits import Outfit, sample_outfit
 from .poses import FAMILIES, Family, sample_joints, sample_view
-from .render import Lens, Squares, lit_squares, paint_squares, seen_joints
+from .render import Lens, Squares, lit_squares, paint_squares, seen_joints, under_squares
 from .scene import Camera
 from .skeleton import HEAD_TOP, UPPER_NECK, Body, Build, pose_body, sample_build
 from .stage import Stage, paint_bar, paint_front, paint_shadow, paint_stage, sample_stage
@@ -246,7 +246,7 @@ def _mark(
     guessed_K[list(_LEGS)] = generator.random(4) < 0.15
     labelled_K &= ~covered_K | guessed_K
     for other in later:
-        cover_K = _under(points_K2, other)
+        cover_K = under_squares(points_K2, other).any(axis=1)
         seen_K &= ~cover_K
     if not labelled_K[[UPPER_NECK, HEAD_TOP]].all() or labelled_K.sum() < 6:
         return None
@@ -256,15 +256,6 @@ def _mark(
         seen_K=seen_K & ~covered_K,
         head_length=float(np.linalg.norm(points_K2[HEAD_TOP] - points_K2[UPPER_NECK])),
     )
-
-
-def _under(points_K2: np.ndarray, squares: Squares) -> np.ndarray:
-    """Which points lie under another person, bool (K,)."""
-    start = squares.corners[None]
-    edge = np.roll(squares.corners, -1, axis=1)[None] - start
-    to_point = points_K2[:, None, None] - start
-    cross = edge[..., 0] * to_point[..., 1] - edge[..., 1] * to_point[..., 0]
-    return np.asarray(((cross >= 0).all(axis=2) | (cross <= 0).all(axis=2)).any(axis=1))
 
 
 def _sample_camera(generator: np.random.Generator) -> Camera:
