@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedcunet.errors import FolderInUse
+from fedcunet.errors import FolderInUse, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         FolderInUse: it is held already, and not to be waited for.
+        UserError: it is a file.
     """
     is_new = not folder.exists()
     handle = _locked(folder, wait)
@@ -41,7 +42,10 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def _locked(folder: Path, wait: bool) -> int:
     """A handle of the folder, made if it is not there, with the lock."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{folder}: expected a folder, found a file") from None
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # another process has just taken it away

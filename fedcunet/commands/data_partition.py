@@ -24,6 +24,8 @@ from fedcunet.partitioners import deal
 
 # With more clients than this a row each is no longer read: a table of quantiles then.
 _MAX_ROWS = 40
+_BY_SHARES = ("flwr:PathologicalPartitioner", "flwr:ShardPartitioner")
+_BY_LABEL = ("flwr:DirichletPartitioner", *_BY_SHARES)
 _QUANTILES = {"least": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "most": 1.0}
 _SHOWN_LABELS = 3
 _KEPT_BACK = {"validation_images": "validation", "test_images": "test"}
@@ -37,7 +39,10 @@ def partition_command(
     scheme: Annotated[
         str, typer.Option("--scheme", help=" | ".join((*SCHEMES, *FLOWER_SCHEMES)))
     ] = "iid",
-    alpha: Annotated[float, typer.Option("--alpha", help="Concentration of dirichlet.")] = 0.5,
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Concentration of dirichlet.", show_default="0.5"),
+    ] = None,
     sizes: Annotated[
         str, typer.Option("--sizes", help=f"{' | '.join(SIZES)}: what the sizes follow.")
     ] = "log-normal",
@@ -45,11 +50,19 @@ def partition_command(
         float, typer.Option("--skew", help="Spread of log-normal sizes; 0: equal.")
     ] = RunConfig().federation.partition_skew,
     label: Annotated[
-        str, typer.Option("--label", help=f"{' | '.join(LABELS)}: of flwr: schemes.")
-    ] = "source",
+        str | None,
+        typer.Option(
+            "--label",
+            help=f"{' | '.join(LABELS)}: of flwr: schemes by label.",
+            show_default="source",
+        ),
+    ] = None,
     labels_per_client: Annotated[
-        int, typer.Option("--labels-per-client", help="Of flwr:Pathological and flwr:Shard.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--labels-per-client", help="Of flwr:Pathological and flwr:Shard.", show_default="2"
+        ),
+    ] = None,
     validation_fraction: Annotated[
         float, typer.Option("--validation-fraction", help="Share that each client keeps back.")
     ] = 0.0,
@@ -67,7 +80,7 @@ def partition_command(
         raise UserError(f"--out {out}: expected a name ending in .png, .pdf or .svg")
     setting = RunConfig().replace(
         federation__partition=scheme,
-        federation__partition_alpha=float(alpha),
+        federation__partition_alpha=alpha,
         federation__partition_sizes=sizes,
         federation__partition_skew=float(skew),
         federation__partition_label=label,
@@ -75,6 +88,13 @@ def partition_command(
         federation__validation_fraction=float(validation_fraction),
         federation__test_fraction=float(test_fraction),
     )
+    for option, value, has_effect in (
+        ("--alpha", alpha, "dirichlet" in scheme.lower()),
+        ("--label", label, scheme in _BY_LABEL),
+        ("--labels-per-client", labels_per_client, scheme in _BY_SHARES),
+    ):
+        if value is not None and not has_effect:
+            say(f"{option} has no effect with --scheme {scheme}")
     kind = kind_of(data, root)
     annotations = load(kind, root, subset).annotations
     parts = deal(annotations, setting.federation, num_clients=num_clients, seed=seed)

@@ -96,6 +96,8 @@ def test_partition_says_what_each_client_holds(make_300w, tmp_path: Path, scheme
     assert isinstance(wrong.exception, UserError)
     wrong = _run("partition", root, "--num-clients", 4, "--scheme", "place")
     assert isinstance(wrong.exception, UserError)
+    useless = _run("partition", root, "--num-clients", 4, "--scheme", scheme, "--label", "source")
+    assert f"--label has no effect with --scheme {scheme}" in useless.stderr
 
 
 def _people(tmp_path: Path, count: int) -> Path:

@@ -15,6 +15,10 @@ def wrong(text: str) -> Callable[[Path, Path], list[object]]:
 TRAIN = "fedcunet train --data 300w --out {r}/o --size 64"
 RUN = "simulations run {s} --engine loopback --out {r}/o"
 WRONG = {
+    "file as folder of a training": (
+        "fedcunet train --data 300w --root {r} --out {r}/helen/testset/10_1.jpg --size 64",
+        "10_1.jpg: expected a folder, found a file",
+    ),
     "no such option": (f"{TRAIN} --epoch 3", "--epochs? (see fedcunet train --help)"),
     "no such command": ("simulations walk", "No such command 'walk'. (see simulations --help)"),
     "option without a value": ("fedcunet sizes --unets", "--unets' requires an argument"),
