@@ -26,6 +26,7 @@ from fedcunet.training.local import STRIDE, make_optimizer
 from fedcunet.training.losses import regression_loss
 from fedcunet.training.network import build_network
 
+BEGIN = "fedcunet: begin"
 FORWARD_DONE = "fedcunet: forward done"
 STEP_DONE = "fedcunet: step done"
 
@@ -110,8 +111,13 @@ def storage_bytes(tensors: Sequence[Tensor]) -> int:
 Run = Callable[[Callable[[str], object]], object]
 
 
-def allocator_bytes(run: Run) -> dict[str, int]:
-    """Runs `run(mark)` once and returns bytes of the CPU's allocator, relative to the start.
+def allocator_bytes(run: Run, *, first: Callable[[], object] | None = None) -> dict[str, int]:
+    """Runs `run(mark)` once and returns bytes of the CPU's allocator, relative to its start.
+
+    Args:
+        run: what is measured.
+        first: runs before it, and is not counted. The profiler does not tell the release of what
+            was allocated before it began: what `run` replaces has to be made under its eyes.
 
     Returns:
         For each name that `run` marks: bytes held at that moment; and under "peak" the most that
@@ -125,6 +131,9 @@ def allocator_bytes(run: Run) -> dict[str, int]:
     gc.collect()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # two lines on standard error otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        if first is not None:
+            first()
+        mark(BEGIN)
         run(mark)
     results = profiler.profiler.kineto_results
     if results is None:
@@ -135,12 +144,15 @@ def allocator_bytes(run: Run) -> dict[str, int]:
         if name == "[memory]":
             if event.device_type() == DeviceType.CPU:
                 timeline.append((event.start_ns(), "", event.nbytes()))
-        elif name in (FORWARD_DONE, STEP_DONE):
+        elif name in (BEGIN, FORWARD_DONE, STEP_DONE):
             timeline.append((event.start_ns(), name, 0))
     held, found = 0, {"peak": 0}
     # The sort is stable: events of one nanosecond stay in the order in which they came.
     for _, name, size in sorted(timeline, key=lambda entry: entry[0]):
         held += size
+        if name == BEGIN:
+            held, found = 0, {"peak": 0}
+            continue
         found["peak"] = max(found["peak"], held)
         if name:
             found[name] = held
@@ -164,7 +176,9 @@ def cuda_bytes(run: Run, device: torch.device) -> dict[str, int]:
 
 def step_bytes(step: TrainingStep) -> dict[str, int]:
     """What a step allocates on its device, relative to its start: see `allocator_bytes`."""
-    return cuda_bytes(step, step.device) if step.device.type == "cuda" else allocator_bytes(step)
+    if step.device.type == "cuda":
+        return cuda_bytes(step, step.device)
+    return allocator_bytes(step, first=step)  # an optimiser may replace its state
 
 
 def measure(steps: Sequence[TrainingStep], *, repeats: int = 3) -> list[StepCost]:

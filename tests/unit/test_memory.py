@@ -16,6 +16,7 @@ from fedcunet.memory import (
     TrainingStep,
     allocator_bytes,
     compare_with_naive,
+    step_bytes,
     storage_bytes,
 )
 from fedcunet.models import DUNet
@@ -75,6 +76,19 @@ def test_static_bytes_are_what_a_step_leaves(storage: str) -> None:
         mark(STEP_DONE)
 
     assert allocator_bytes(run)[STEP_DONE] == made[0].static_bytes()
+
+
+@pytest.mark.parametrize("storage", ["float32", "packed", "frugal"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_a_step_leaves_as_many_bytes_as_it_found(storage: str, optimizer: str) -> None:
+    config = SMALL.replace(quant__storage=storage, training__optimizer=optimizer)
+    step = TrainingStep(config, num_landmarks=2)
+    step()
+    # An optimiser that replaces its state leaves no more; gradients that it did not take are there.
+    taken = storage == "frugal"
+    gradients = 0 if taken else sum(parameter.nbytes for parameter in step.model.parameters())
+    loss = 4
+    assert step_bytes(step)[STEP_DONE] == gradients + loss
 
 
 def test_the_trained_steps_are_steps() -> None:
