@@ -188,7 +188,8 @@ def compare(
                     faults += [f"{name}: {line}" for line in _faults(summaries[-1])]
             except (RunFailure, UserError) as failure:  # the other settings are still worth running
                 failures[name] = failure
-                summaries += _summary_of(folder / name)
+                if isinstance(failure, RunFailure):  # else what is there is another setting's
+                    summaries += _summary_of(folder / name)
     _print_lines(faults)
     what_failed = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
     if not summaries:

@@ -26,8 +26,9 @@ def run_app(app: typer.Typer, program: str) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
-    except click.UsageError as error:  # wrong options and arguments
-        command = error.ctx.command_path if error.ctx else program
+    except click.ClickException as error:  # wrong options and arguments
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else program
         code = _say(program, f"{error.format_message()} (see {command} --help)", WRONG_USE)
     except UserError as error:
         code = _say(program, error, WRONG_USE)

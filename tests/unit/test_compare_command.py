@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import clients.app
 from fedcunet.config import RunConfig
 from fedcunet.errors import RunFailure, UserError
 from fedcunet.files import held
@@ -113,6 +114,31 @@ def test_a_run_without_a_committed_round_has_a_report_and_its_row(
     (row,) = json.loads(text)
     assert (code, row["outcome"], row["replies"]["accepted"]) == (1, "failed", 0)
     assert (out / "c" / "report.html").is_file()
+    # What a run of another setting left is no row of this one.
+    arguments[-2] = "federation.max-update-norm=1e-5"
+    arguments += ["--out", out / "c", "--resume"]
+    code, text, err = command("simulations", "compare", tiny_setting, *arguments)
+    assert (code, text, "max-update-norm" in err) == (2, "", True)
+
+
+def test_bits_are_those_of_the_updates_that_were_sent(
+    command: Command, tiny_setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_for_one(update_N: Any, reference_N: Any, config: Any, *rest: Any, **more: Any) -> Any:
+        if rest[1].client == 0:
+            raise RuntimeError("no room on the disk")
+        return encode(update_N, reference_N, config, *rest, **more)
+
+    encode = clients.app._encode
+    monkeypatch.setattr(clients.app, "_encode", fails_for_one)
+    arguments = ["--engine", "loopback", "--json", "--out", tmp_path / "out"]
+    float32 = ["update.codec=float32", "update.bits=32", "federation.quorum=0.1"]
+    arguments += [word for value in float32 for word in ("--set", value)]
+    code, text, _ = command("simulations", "run", tiny_setting, *arguments)
+    summary = json.loads(text)
+    assert (code, summary["replies"]) == (0, {"accepted": 1, "error-reply": 1})
+    assert summary["bits_per_parameter_up"] == pytest.approx(32, rel=1e-3)
+    assert summary["bits_per_parameter_down"] == pytest.approx(32, rel=1e-3)
 
 
 def test_only_a_comparison_is_gone_on_with(

@@ -101,6 +101,18 @@ def test_a_round_that_is_done_again_has_one_point_in_tensorboard_and_time_goes_o
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_replaced_workers_are_counted_across_a_stop(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, RunConfig())
+    recorder.faults = lambda: {"died": 2}
+    recorder.save({"server": Saved(facts={"round": 1})})
+    recorder.close()
+    resumed = RunRecorder(tmp_path, RunConfig(), resume=True)
+    assert resumed.workers_replaced() == {"died": 2}
+    resumed.faults = lambda: {"died": 1, "hung": 1}
+    assert resumed.workers_replaced() == {"died": 3, "hung": 1}
+    resumed.close()
+
+
 def test_a_run_that_is_still_at_work_is_not_resumed(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, RunConfig())
     recorder.save({"server": Saved(facts={"round": 1})})
