@@ -160,6 +160,17 @@ def test_budgets_are_met_where_few_values_carry_the_energy(name: str, kind: str)
         assert nmse(decoded, vector) < most * nmse(round_trip(codec, gaussian, bits), gaussian)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.6])
+def test_no_budget_is_missed_where_a_tensor_goes_down_to_a_share(share: float) -> None:
+    """Of one sparse tensor: its step must not leap where the share begins."""
+    generator = np.random.default_rng(14)
+    values = generator.standard_normal(20_000) * (generator.random(20_000) < share)
+    vector = values.astype(np.float32)
+    for bits in (0.4, 0.5, 0.7, 1):
+        body = CODECS["trellis"].encode(vector, bits=bits, seed=SEED)
+        assert abs(8 * len(body) / vector.size - bits) < 0.03 * bits, bits
+
+
 @pytest.mark.parametrize("share", [0.01, 0.03])
 def test_even_steps_reach_beyond_values_of_which_most_are_zero(share: float) -> None:
     generator = np.random.default_rng(13)
