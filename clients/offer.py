@@ -8,7 +8,7 @@ from fedcunet.data import DATASETS, load
 from fedcunet.errors import UserError
 from fedcunet.measured import free_memory_bytes
 
-IMAGES_SHARE = 4  # one part in so many of the memory that was given is for images
+IMAGES_SHARE = 4  # one part in so many of the memory is for images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,11 +87,14 @@ class Offer:
     def words(self) -> str:
         """One line for people."""
         of = "" if self.part is None else f", part {self.part[0]} of {self.part[1]} of them"
-        memory = free_memory_bytes() if self.memory_bytes is None else self.memory_bytes
         return (
-            f"{self.num_images} images of {self.data}{of}, {memory / 1e6:.0f} MB of memory, "
-            f"device {self.device}"
+            f"{self.num_images} images of {self.data}{of}, {self._memory() / 1e6:.0f} MB of "
+            f"memory, device {self.device}"
         )
+
+    def _memory(self) -> int:
+        """Bytes that were given, or are free now."""
+        return free_memory_bytes() if self.memory_bytes is None else self.memory_bytes
 
     def node_config(self) -> dict[str, str | int]:
         """What the client app finds in its node's config."""
@@ -107,6 +110,5 @@ class Offer:
             values |= {"partition-id": self.part[0], "num-partitions": self.part[1]}
         if self.memory_bytes is not None:
             values["memory-bytes"] = self.memory_bytes
-            images = min(DataConfig().cache_bytes, self.memory_bytes // IMAGES_SHARE)
-            values["data.cache-bytes"] = images
-        return values
+        images = min(DataConfig().cache_bytes, self._memory() // IMAGES_SHARE)
+        return values | {"data.cache-bytes": images}

@@ -172,6 +172,18 @@ def test_an_offer_is_what_a_run_would_find(make_300w: Callable[..., Path], tmp_p
         Offer.of_machine(**usual, part=2, parts=2, memory=None)
 
 
+@pytest.mark.parametrize("given", [None, 900])
+def test_images_take_a_quarter_of_a_nodes_memory_given_or_free(
+    given: int | None, make_300w: Callable[..., Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("clients.offer.free_memory_bytes", lambda: 900_000_000)
+    root = make_300w({"afw": ["1_1.jpg"]})
+    usual = {"data": "300w", "root": root, "device": "laptop", "folder": tmp_path}
+    offer = Offer.of_machine(**usual, part=None, parts=None, memory=given)
+    assert offer.node_config()["data.cache-bytes"] == 225_000_000
+    assert ("memory-bytes" in offer.node_config()) == (given is not None)
+
+
 def test_no_server_decides_where_a_node_keeps_its_data_and_how_much(
     make_300w: Callable[..., Path], tmp_path: Path
 ) -> None:
